@@ -1,0 +1,237 @@
+//! Page frames: memory that devices and their IOMMU see, and the way from a physical address to the CPU's.
+
+use core::fmt;
+
+use crate::PhysAddr;
+use crate::sync::atomic::AtomicU64;
+
+/// The page frame that the traits of this crate speak of, in bytes. Page tables with another granule ask for what they
+/// need by size and alignment.
+pub const FRAME_SIZE: usize = 4096;
+
+/// How many words of a frame exist: all of them in life, four in a model (loom pays for each atomic).
+pub const WORDS_PER_FRAME: usize = if cfg!(loom) { 4 } else { FRAME_SIZE / 8 };
+
+/// What is wanted of [`Frames::alloc`].
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct FrameRequest {
+    /// Bytes, rounded up to whole frames by the allocator.
+    pub size: usize,
+    /// Alignment in bytes, a power of two; a frame's own alignment at least.
+    pub align: usize,
+    /// The highest physical address that the last byte may have.
+    pub limit: PhysAddr,
+}
+
+impl FrameRequest {
+    /// One frame anywhere.
+    pub const ONE: Self = Self::anywhere(FRAME_SIZE);
+
+    /// `size` bytes, physically contiguous, anywhere.
+    pub const fn anywhere(size: usize) -> Self {
+        Self { size, align: FRAME_SIZE, limit: PhysAddr::new(u64::MAX) }
+    }
+}
+
+/// No run of frames satisfies the request.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, thiserror::Error)]
+#[error("no {size} contiguous bytes of memory, aligned to {align}, at or below {limit}", size = .0.size, align = .0.align, limit = .0.limit)]
+pub struct OutOfFrames(pub FrameRequest);
+
+/// The physically contiguous memory behind a pointer.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Extent {
+    /// Physical address of the first byte.
+    pub phys: PhysAddr,
+    /// How many bytes from there on are contiguous, at most as many as were asked for.
+    pub len: usize,
+}
+
+/// The machine's memory: page frames to take and give back, and addresses translated both ways.
+///
+/// # Safety
+/// Page tables, rings and safe buffer types are built in what `alloc` returns. An implementation promises:
+/// - frames handed out are RAM, zeroed, not in use by anybody else, and reachable through [`Frames::window`] until they
+///   are freed;
+/// - `window` answers the same forever, and stays valid as long as anything holds the implementation;
+/// - `translate` says the truth about memory that is allocated, for as long as it stays allocated: the answer belongs to
+///   the pages themselves, which are not moved or swapped.
+pub unsafe trait Frames: Send + Sync + fmt::Debug {
+    /// Takes physically contiguous, zeroed memory (Linux: `alloc_pages` and `__GFP_ZERO`).
+    ///
+    /// # Errors
+    /// [`OutOfFrames`] when nothing satisfies the request.
+    fn alloc(&self, request: FrameRequest) -> Result<PhysAddr, OutOfFrames>;
+
+    /// Gives memory back.
+    ///
+    /// # Safety
+    /// `at` and `size` are what one call of [`Frames::alloc`] returned and was asked for, nobody frees them twice, and
+    /// from now on neither the CPU nor a device touches them.
+    unsafe fn free(&self, at: PhysAddr, size: usize);
+
+    /// The linear window through which the CPU sees frames.
+    fn window(&self) -> Window;
+
+    /// The physically contiguous extent that starts at `at` and is at most `len` bytes long, or `None` when this memory
+    /// is not the machine's RAM. A kernel's heap is RAM; on a simulated machine the process's heap is not.
+    fn translate(&self, at: *const u8, len: usize) -> Option<Extent>;
+}
+
+/// Where the CPU sees physical memory: at a constant distance, so that translating is one addition.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub struct Window {
+    /// What to add to a physical address, wrapping.
+    offset: usize,
+}
+
+impl Window {
+    /// The window that shows physical address `p` at virtual address `p + offset`, wrapping. A kernel passes the start of
+    /// its linear map.
+    ///
+    /// The memory behind it must have exposed provenance (`ptr::expose_provenance`) when it is an allocation of this
+    /// program.
+    ///
+    /// # Safety
+    /// Every frame that the machine's [`Frames`] hands out is at that distance, readable and writable.
+    pub const unsafe fn new(offset: usize) -> Self {
+        Self { offset }
+    }
+
+    /// Where the CPU sees `at`. The pointer is only as good as the frame behind it.
+    #[inline]
+    pub fn ptr(self, at: PhysAddr) -> *mut u8 {
+        core::ptr::with_exposed_provenance_mut((at.get() as usize).wrapping_add(self.offset))
+    }
+
+    /// The physical address that the CPU sees at `at`, for a pointer that came from [`Window::ptr`].
+    #[inline]
+    pub fn phys(self, at: *const u8) -> PhysAddr {
+        PhysAddr::new(at.addr().wrapping_sub(self.offset) as u64)
+    }
+
+    /// The 64-bit word at `at`: an entry of a table or ring, or the word that a completion is stored to. This and
+    /// [`Window::words`] are the only ways to such words, so that models drive the same code.
+    ///
+    /// # Safety
+    /// `at` is 8-byte aligned and lies in a frame that stays allocated for `'a`. Whoever else accesses the word
+    /// meanwhile does it atomically (hardware does).
+    #[inline]
+    pub unsafe fn word<'a>(self, at: PhysAddr) -> &'a AtomicU64 {
+        debug_assert!(at.is_aligned(8));
+        #[cfg(not(loom))]
+        {
+            // SAFETY: the caller promises an aligned word in a live frame, accessed atomically by everybody.
+            unsafe { AtomicU64::from_ptr(self.ptr(at).cast()) }
+        }
+        #[cfg(loom)]
+        {
+            let index = at.offset_in(FRAME_SIZE as u64) as usize / 8;
+            // SAFETY: as above; in a model every frame is a `ModelFrame`.
+            let frame = unsafe { &*self.ptr(at.align_down(FRAME_SIZE as u64)).cast::<model::ModelFrame>() };
+            &frame.words[index % WORDS_PER_FRAME]
+        }
+    }
+
+    /// The words of the frame at `at`: a page table. [`WORDS_PER_FRAME`] of them.
+    ///
+    /// # Safety
+    /// `at` is frame-aligned; otherwise as [`Window::word`], for each word.
+    #[inline]
+    pub unsafe fn words<'a>(self, at: PhysAddr) -> &'a [AtomicU64] {
+        debug_assert!(at.is_aligned(FRAME_SIZE as u64));
+        #[cfg(not(loom))]
+        {
+            // SAFETY: the caller promises a live frame, accessed atomically by everybody; AtomicU64 has the layout of u64.
+            unsafe { core::slice::from_raw_parts(self.ptr(at).cast::<AtomicU64>(), WORDS_PER_FRAME) }
+        }
+        #[cfg(loom)]
+        {
+            // SAFETY: as above; in a model every frame is a `ModelFrame`.
+            let frame = unsafe { &*self.ptr(at).cast::<model::ModelFrame>() };
+            &frame.words[..]
+        }
+    }
+}
+
+impl fmt::Debug for Window {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "Window(+{:#x})", self.offset)
+    }
+}
+
+#[cfg(loom)]
+pub use model::ModelFrames;
+
+/// Frames for models: each a boxed array of four of loom's atomics.
+#[cfg(loom)]
+mod model {
+    use alloc::boxed::Box;
+    use core::fmt;
+
+    use loom::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
+
+    use super::{Extent, FRAME_SIZE, FrameRequest, Frames, OutOfFrames, WORDS_PER_FRAME, Window};
+    use crate::PhysAddr;
+
+    #[repr(align(4096))]
+    pub(super) struct ModelFrame {
+        pub(super) words: [AtomicU64; WORDS_PER_FRAME],
+    }
+
+    /// A frame allocator for models. It counts what is out, so that a model can show that nothing leaks.
+    pub struct ModelFrames {
+        live: AtomicUsize,
+    }
+
+    impl ModelFrames {
+        /// An allocator with nothing handed out.
+        pub fn new() -> Self {
+            Self { live: AtomicUsize::new(0) }
+        }
+
+        /// How many frames are handed out.
+        pub fn live(&self) -> usize {
+            self.live.load(Ordering::SeqCst)
+        }
+    }
+
+    impl Default for ModelFrames {
+        fn default() -> Self {
+            Self::new()
+        }
+    }
+
+    impl fmt::Debug for ModelFrames {
+        fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+            f.write_str("ModelFrames")
+        }
+    }
+
+    // SAFETY: each frame is a box of its own, zeroed, with its address exposed; physical addresses are its address.
+    unsafe impl Frames for ModelFrames {
+        fn alloc(&self, request: FrameRequest) -> Result<PhysAddr, OutOfFrames> {
+            if request.size > FRAME_SIZE {
+                return Err(OutOfFrames(request));
+            }
+            self.live.fetch_add(1, Ordering::SeqCst);
+            let frame = Box::new(ModelFrame { words: core::array::from_fn(|_| AtomicU64::new(0)) });
+            Ok(PhysAddr::new(Box::into_raw(frame).expose_provenance() as u64))
+        }
+
+        unsafe fn free(&self, at: PhysAddr, _size: usize) {
+            self.live.fetch_sub(1, Ordering::SeqCst);
+            // SAFETY: the caller gives back what `alloc` made, once.
+            drop(unsafe { Box::from_raw(self.window().ptr(at).cast::<ModelFrame>()) });
+        }
+
+        fn window(&self) -> Window {
+            // SAFETY: physical addresses are pointers here.
+            unsafe { Window::new(0) }
+        }
+
+        fn translate(&self, _at: *const u8, _len: usize) -> Option<Extent> {
+            None
+        }
+    }
+}

@@ -1,0 +1,27 @@
+//! Why a page table refused a mapping.
+
+use crate::DmaAddr;
+
+/// Why a map stopped. What was mapped before the error is reported beside it and is the caller's to undo.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum MapError {
+    /// Something is mapped at this address already; it was left as it is (Linux: `-EADDRINUSE`, `-EEXIST`).
+    #[error("{0} is mapped already")]
+    InUse(DmaAddr),
+    /// The I/O or the physical address lies beyond what the table can express (Linux: `-ERANGE`).
+    #[error("the range at {0} is beyond the reach of the page table")]
+    OutOfRange(DmaAddr),
+    /// No page size of the table fits the alignment of both addresses and the length (Linux: `-ENXIO`, `-EINVAL`).
+    #[error("no page size fits the alignment of the range at {0}")]
+    NoPageSize(DmaAddr),
+    /// Neither read nor write was asked for (Linux: `-EINVAL`).
+    #[error("a mapping must allow reading or writing")]
+    NoAccess,
+    /// No page frame was left for a table (Linux: `-ENOMEM`).
+    #[error("out of memory for page tables")]
+    OutOfMemory,
+    /// The driver under the domain failed in a way of its own: the device or its IOMMU is gone (Linux: `-ENODEV`).
+    #[error("the IOMMU is gone")]
+    Gone,
+}

@@ -1,0 +1,32 @@
+//! Device registers.
+
+/// A region of device registers, little-endian as the CPU sees it.
+///
+/// Offsets are in bytes from the region's start. An access that is not aligned to its width or leaves the region reads
+/// all ones and writes nothing, as on a bus where nobody answers. A write is a release: what the CPU stored before is
+/// visible to the device when the write arrives.
+///
+/// # Safety
+/// Safe types rely on the region staying where it is: an implementation keeps the mapping alive as long as it lives,
+/// and an access touches nothing but the device's registers.
+pub unsafe trait Mmio: Send + Sync + core::fmt::Debug {
+    /// The region's length in bytes.
+    fn len(&self) -> usize;
+
+    /// Whether the region has no registers at all.
+    fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+
+    /// Reads 32 bits.
+    fn read32(&self, offset: usize) -> u32;
+
+    /// Writes 32 bits.
+    fn write32(&self, offset: usize, value: u32);
+
+    /// Reads 64 bits.
+    fn read64(&self, offset: usize) -> u64;
+
+    /// Writes 64 bits.
+    fn write64(&self, offset: usize, value: u64);
+}
