@@ -1,0 +1,158 @@
+//! What travels between devices, the PCI tree, the IOMMU and memory.
+
+use std::fmt;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use platform::pci::RequesterId;
+
+/// How a request failed, as the requester sees it.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, thiserror::Error)]
+pub enum BusError {
+    /// Nobody answers at this address.
+    #[error("master abort: nobody answers")]
+    MasterAbort,
+    /// Who answers refused: the IOMMU, an ACS check, a device that is off.
+    #[error("target abort: the request was refused")]
+    TargetAbort,
+}
+
+/// Where a function's requests go: the rest of the PCI tree. A message interrupt is a write of 4 bytes to
+/// FEEx_xxxxh like any other write.
+pub trait Upstream: Send + Sync {
+    /// Reads `into.len()` bytes at bus address `address`.
+    ///
+    /// # Errors
+    /// The first part that failed ends the request; what came before it has been read.
+    fn read(&self, requester: RequesterId, address: u64, into: &mut [u8]) -> Result<(), BusError>;
+
+    /// Writes `from` to bus address `address`.
+    ///
+    /// # Errors
+    /// The first part that failed ends the request; what came before it has been written.
+    fn write(&self, requester: RequesterId, address: u64, from: &[u8]) -> Result<(), BusError>;
+}
+
+/// A function's own door to the bus: its requester ID, and its bus-master switch.
+#[derive(Clone)]
+pub struct Port {
+    id: RequesterId,
+    bus_master: Arc<AtomicBool>,
+    upstream: Arc<dyn Upstream>,
+}
+
+impl Port {
+    /// The door of function `id`; requests pass while `bus_master` is set.
+    pub fn new(id: RequesterId, bus_master: Arc<AtomicBool>, upstream: Arc<dyn Upstream>) -> Self {
+        Self { id, bus_master, upstream }
+    }
+
+    /// The function's name on the bus.
+    pub fn id(&self) -> RequesterId {
+        self.id
+    }
+
+    /// Reads memory as this function.
+    ///
+    /// # Errors
+    /// [`BusError::MasterAbort`] while bus mastering is off, else what the tree answers.
+    pub fn read(&self, address: u64, into: &mut [u8]) -> Result<(), BusError> {
+        self.check()?;
+        self.upstream.read(self.id, address, into)
+    }
+
+    /// Writes memory as this function.
+    ///
+    /// # Errors
+    /// [`BusError::MasterAbort`] while bus mastering is off, else what the tree answers.
+    pub fn write(&self, address: u64, from: &[u8]) -> Result<(), BusError> {
+        self.check()?;
+        self.upstream.write(self.id, address, from)
+    }
+
+    fn check(&self) -> Result<(), BusError> {
+        if self.bus_master.load(Ordering::Acquire) { Ok(()) } else { Err(BusError::MasterAbort) }
+    }
+}
+
+impl fmt::Debug for Port {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "Port({})", self.id)
+    }
+}
+
+/// Part of a request after translation.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Translated {
+    /// Physical address of the first byte.
+    pub phys: u64,
+    /// How many bytes from there on belong to the same translation, at most as many as were asked for.
+    pub len: u64,
+}
+
+/// An IOMMU as the root complex sees it.
+pub trait Remapper: Send + Sync {
+    /// Translates the start of a memory request of `len` bytes (not 0).
+    ///
+    /// # Errors
+    /// [`BusError::TargetAbort`] when the request is refused; the IOMMU has logged what it logs.
+    fn translate(
+        &self,
+        requester: RequesterId,
+        address: u64,
+        len: u64,
+        write: bool,
+    ) -> Result<Translated, BusError>;
+
+    /// Passes, changes or refuses a message interrupt: the address and data that go on to the interrupt controller.
+    ///
+    /// # Errors
+    /// [`BusError::TargetAbort`] when it is refused.
+    fn interrupt(&self, requester: RequesterId, address: u64, data: u32) -> Result<(u64, u32), BusError>;
+}
+
+/// Takes message interrupts that have passed the IOMMU, or are its own: the interrupt controller.
+pub trait MessageSink: Send + Sync {
+    /// A message arrived: 4 bytes written to FEEx_xxxxh.
+    fn message(&self, address: u64, data: u32);
+}
+
+/// What a device model says of itself before it is plugged in.
+#[derive(Clone, Debug)]
+pub struct Identity {
+    /// PCI vendor ID.
+    pub vendor: u16,
+    /// PCI device ID.
+    pub device: u16,
+    /// Class code: base class in 23:16, subclass in 15:8, interface in 7:0.
+    pub class: u32,
+    /// The device's own memory regions: BAR index (0, 2 or 4: each is 64 bits wide) and size, a power of two of at
+    /// least 4 KiB. BAR 4 is the tree's own when there are MSI-X vectors.
+    pub bars: Vec<(u8, u64)>,
+    /// MSI-X vectors; the tree holds their table and pending bits, in BAR 4.
+    pub msix_vectors: u16,
+}
+
+/// A device behind a PCI function. It does DMA through the [`Port`] and raises interrupts through the [`Interrupts`]
+/// that it is given when it is plugged in.
+pub trait DeviceModel: Send + Sync + fmt::Debug {
+    /// What it is.
+    fn identity(&self) -> Identity;
+
+    /// It has been plugged in. Called once.
+    fn connect(&self, port: Port, interrupts: Arc<dyn Interrupts>);
+
+    /// A CPU or a peer reads `width` bytes (1, 2, 4 or 8, aligned) of a memory region.
+    fn mmio_read(&self, bar: u8, offset: u64, width: u8) -> u64;
+
+    /// A CPU or a peer writes `width` bytes (1, 2, 4 or 8, aligned) of a memory region. Returns quickly: work is done on
+    /// the device's own thread.
+    fn mmio_write(&self, bar: u8, offset: u64, width: u8, value: u64);
+}
+
+/// A function's MSI-X vectors as its device sees them.
+pub trait Interrupts: Send + Sync {
+    /// Sends the message of vector `vector`, or remembers it as pending while the vector or the function is masked. The
+    /// message goes through the function's [`Port`] like any other write.
+    fn raise(&self, vector: u16);
+}
