@@ -1,0 +1,251 @@
+//! A device as its driver's DMA sees it.
+
+use alloc::boxed::Box;
+use alloc::sync::Arc;
+use core::ptr::NonNull;
+
+use platform::{DmaAddr, PhysAddr, Platform, Window, trace};
+
+use crate::{
+    Attrs, CoherentMemory, DeviceFault, DeviceParms, Direction, DmaError, DmaMapOps, FaultQueue, Quarantined,
+};
+
+/// A device that can do DMA. It is made when a driver is bound (`iommu_core::Group::bind`, or a backend's `trust`) and
+/// dropping it gives the device back; whoever made the ops decides what that means.
+#[derive(Debug)]
+pub struct Device {
+    name: Box<str>,
+    parms: DeviceParms,
+    ops: Arc<dyn DmaMapOps>,
+    platform: Arc<dyn Platform>,
+    window: Window,
+    faults: Arc<FaultQueue>,
+}
+
+/// Makes a [`Device`].
+#[derive(Debug)]
+pub struct DeviceBuilder {
+    name: Box<str>,
+    coherent: bool,
+    untrusted: bool,
+    faults: Option<Arc<FaultQueue>>,
+}
+
+impl DeviceBuilder {
+    /// A coherent, trusted device called `name` in messages (a PCI address, mostly).
+    pub fn new(name: impl Into<Box<str>>) -> Self {
+        Self { name: name.into(), coherent: true, untrusted: false, faults: None }
+    }
+
+    /// Whether the device's accesses agree with the CPU's caches.
+    #[must_use]
+    pub fn coherent(mut self, coherent: bool) -> Self {
+        self.coherent = coherent;
+        self
+    }
+
+    /// Whether the device may be hostile.
+    #[must_use]
+    pub fn untrusted(mut self, untrusted: bool) -> Self {
+        self.untrusted = untrusted;
+        self
+    }
+
+    /// Where the device's faults arrive.
+    #[must_use]
+    pub fn faults(mut self, faults: Arc<FaultQueue>) -> Self {
+        self.faults = Some(faults);
+        self
+    }
+
+    /// The device over `ops`, on `platform`.
+    pub fn build(self, ops: Arc<dyn DmaMapOps>, platform: Arc<dyn Platform>) -> Device {
+        Device {
+            name: self.name,
+            parms: DeviceParms::new(self.coherent, self.untrusted),
+            window: platform.window(),
+            ops,
+            platform,
+            faults: self.faults.unwrap_or_default(),
+        }
+    }
+}
+
+impl Device {
+    /// Its name in messages.
+    pub fn name(&self) -> &str {
+        &self.name
+    }
+
+    /// Its masks and limits.
+    pub fn parms(&self) -> &DeviceParms {
+        &self.parms
+    }
+
+    /// The operations behind it.
+    pub fn ops(&self) -> &dyn DmaMapOps {
+        &*self.ops
+    }
+
+    /// The machine it is in.
+    pub fn platform(&self) -> &Arc<dyn Platform> {
+        &self.platform
+    }
+
+    /// Where the CPU sees physical memory.
+    pub fn window(&self) -> Window {
+        self.window
+    }
+
+    /// Takes the oldest fault of this device that the IOMMU has reported, if any.
+    pub fn take_fault(&self) -> Option<DeviceFault> {
+        self.faults.pop()
+    }
+
+    /// Says which addresses the device can put on the bus, for streaming and coherent memory (Linux:
+    /// `dma_set_mask_and_coherent`). `mask` is all ones up to the highest bit.
+    ///
+    /// # Errors
+    /// [`DmaError::MaskNotSupported`] when the backend cannot serve so narrow a device; the masks stay as they were.
+    #[doc(alias = "dma_set_mask_and_coherent")]
+    pub fn set_mask(&self, mask: u64) -> Result<(), DmaError> {
+        self.set_streaming_mask(mask)?;
+        self.parms.set_coherent_mask(mask);
+        Ok(())
+    }
+
+    /// The same for streaming maps alone (Linux: `dma_set_mask`).
+    ///
+    /// # Errors
+    /// As [`Device::set_mask`].
+    #[doc(alias = "dma_set_mask")]
+    pub fn set_streaming_mask(&self, mask: u64) -> Result<(), DmaError> {
+        self.check_mask(mask)?;
+        self.parms.set_streaming_mask(mask);
+        Ok(())
+    }
+
+    /// The same for coherent memory alone (Linux: `dma_set_coherent_mask`).
+    ///
+    /// # Errors
+    /// As [`Device::set_mask`].
+    #[doc(alias = "dma_set_coherent_mask")]
+    pub fn set_coherent_mask(&self, mask: u64) -> Result<(), DmaError> {
+        self.check_mask(mask)?;
+        self.parms.set_coherent_mask(mask);
+        Ok(())
+    }
+
+    fn check_mask(&self, mask: u64) -> Result<(), DmaError> {
+        let all_ones = mask != 0 && mask & mask.wrapping_add(1) == 0;
+        if all_ones && self.ops.dma_supported(mask) {
+            Ok(())
+        } else {
+            Err(DmaError::MaskNotSupported { mask })
+        }
+    }
+
+    /// Maps `len` bytes at `cpu` (Linux: `dma_map_single`): RAM where it is, anything else through a bounce pool.
+    ///
+    /// # Errors
+    /// [`DmaError`] with the reason; nothing stays mapped.
+    ///
+    /// # Safety
+    /// As [`DmaMapOps::map_phys`], and the memory is initialised.
+    #[doc(alias = "dma_map_single")]
+    #[inline]
+    pub unsafe fn map_single(
+        &self,
+        cpu: NonNull<u8>,
+        len: usize,
+        dir: Direction,
+        attrs: Attrs,
+    ) -> Result<DmaAddr, DmaError> {
+        trace::event("dma_map_single", cpu.as_ptr().addr() as u64, len as u64);
+        if len == 0 {
+            return Err(DmaError::InvalidLength(len));
+        }
+        match self.platform.translate(cpu.as_ptr(), len) {
+            // SAFETY: the caller's promise; this extent is all of the memory.
+            Some(extent) if extent.len >= len => unsafe {
+                self.ops.map_phys(&self.parms, extent.phys, len, dir, attrs)
+            },
+            // SAFETY: the caller's promise.
+            _ => unsafe { self.ops.map_foreign(&self.parms, cpu, len, dir, attrs) },
+        }
+    }
+
+    /// Maps `len` bytes of physical memory (Linux: `dma_map_phys`; before 6.18 `dma_map_page`).
+    ///
+    /// # Errors
+    /// As [`Device::map_single`].
+    ///
+    /// # Safety
+    /// As [`DmaMapOps::map_phys`].
+    #[doc(alias = "dma_map_page")]
+    #[doc(alias = "dma_map_phys")]
+    #[inline]
+    pub unsafe fn map_phys(
+        &self,
+        phys: PhysAddr,
+        len: usize,
+        dir: Direction,
+        attrs: Attrs,
+    ) -> Result<DmaAddr, DmaError> {
+        if len == 0 {
+            return Err(DmaError::InvalidLength(len));
+        }
+        // SAFETY: the caller's promise.
+        unsafe { self.ops.map_phys(&self.parms, phys, len, dir, attrs) }
+    }
+
+    /// Ends a mapping of [`Device::map_single`] or [`Device::map_phys`] (Linux: `dma_unmap_single`, `dma_unmap_phys`).
+    ///
+    /// # Errors
+    /// [`Quarantined`] when the device may still reach the memory, which must then never be used again.
+    ///
+    /// # Safety
+    /// The arguments are those of one map of this device, unmapped once.
+    #[doc(alias = "dma_unmap_single")]
+    #[doc(alias = "dma_unmap_page")]
+    #[inline]
+    pub unsafe fn unmap_single(
+        &self,
+        address: DmaAddr,
+        len: usize,
+        dir: Direction,
+        attrs: Attrs,
+    ) -> Result<(), Quarantined> {
+        trace::event("dma_unmap_single", address.get(), len as u64);
+        // SAFETY: the caller's promise.
+        unsafe { self.ops.unmap_phys(&self.parms, address, len, dir, attrs) }
+    }
+
+    /// Allocates zeroed memory for CPU and device together (Linux: `dma_alloc_coherent`). [`crate::Coherent`] is the safe
+    /// way.
+    ///
+    /// # Errors
+    /// [`DmaError`] with the reason.
+    #[doc(alias = "dma_alloc_coherent")]
+    pub fn alloc_coherent(&self, size: usize, attrs: Attrs) -> Result<CoherentMemory, DmaError> {
+        trace::event("dma_alloc_coherent", 0, size as u64);
+        if size == 0 {
+            return Err(DmaError::InvalidLength(size));
+        }
+        self.ops.alloc(&self.parms, size, attrs)
+    }
+
+    /// Frees it (Linux: `dma_free_coherent`).
+    ///
+    /// # Errors
+    /// [`Quarantined`] when the device may still reach the memory: it is kept and never reused.
+    ///
+    /// # Safety
+    /// `memory` and `attrs` are from one [`Device::alloc_coherent`] of this device, freed once.
+    #[doc(alias = "dma_free_coherent")]
+    pub unsafe fn free_coherent(&self, memory: CoherentMemory, attrs: Attrs) -> Result<(), Quarantined> {
+        trace::event("dma_free_coherent", memory.dma.get(), memory.size as u64);
+        // SAFETY: the caller's promise.
+        unsafe { self.ops.free(&self.parms, memory, attrs) }
+    }
+}

@@ -1,0 +1,309 @@
+//! The table of operations behind a device.
+
+use alloc::sync::Arc;
+use core::fmt;
+use core::ptr::NonNull;
+
+use platform::{DmaAddr, PhysAddr};
+
+use crate::{Attrs, DeviceParms, Direction, DmaError, Quarantined, SgEntry};
+
+/// Memory that CPU and device share, as [`DmaMapOps::alloc`] returned it.
+#[derive(Clone, Copy, Debug)]
+pub struct CoherentMemory {
+    /// Where the CPU sees it.
+    pub cpu: NonNull<u8>,
+    /// Where the device sees it.
+    pub dma: DmaAddr,
+    /// Bytes asked for.
+    pub size: usize,
+}
+
+// SAFETY: the pointer is a plain address of memory that belongs to whoever holds this value.
+unsafe impl Send for CoherentMemory {}
+// SAFETY: as above; nothing is reached through a shared reference.
+unsafe impl Sync for CoherentMemory {}
+
+/// How memory becomes visible to a device (Linux: `struct dma_map_ops`; an IOMMU's, a bounce pool's, or none at all).
+///
+/// Drivers use [`crate::Device`] and the safe types; this is what backends implement. The names of Linux before 6.18
+/// (`map_page`, `map_resource`) are methods of `Device` over [`DmaMapOps::map_phys`].
+///
+/// # Safety
+/// Safe types rely on what these calls return:
+/// - memory from `alloc` is zeroed RAM that nobody else uses, mapped for the device at the returned address, until `free`;
+/// - `map_phys`, `map_foreign` and `map_sg` return addresses at which the device reaches exactly the given memory (or a
+///   copy that is copied back by the unmap), in the given direction only where an IOMMU enforces it;
+/// - when an unmap or `free` returns `Ok`, the device cannot reach the memory any more, to the extent that the backend's
+///   documentation promises (DESIGN: strict behind an IOMMU always; elsewhere on trust).
+pub unsafe trait DmaMapOps: Send + Sync + fmt::Debug {
+    /// Allocates zeroed memory for CPU and device together, aligned to a page (Linux: `alloc`; `dma_alloc_attrs`).
+    ///
+    /// # Errors
+    /// [`DmaError`] with the reason.
+    fn alloc(&self, dev: &DeviceParms, size: usize, attrs: Attrs) -> Result<CoherentMemory, DmaError>;
+
+    /// Frees it (Linux: `free`; `dma_free_attrs`).
+    ///
+    /// # Errors
+    /// [`Quarantined`] when the device may still reach the memory: it is kept and never reused.
+    ///
+    /// # Safety
+    /// `memory` and `attrs` are from one `alloc` of these ops, freed once; the CPU does not use it any more.
+    unsafe fn free(&self, dev: &DeviceParms, memory: CoherentMemory, attrs: Attrs)
+    -> Result<(), Quarantined>;
+
+    /// Maps `len` bytes of physical memory for streaming (Linux: `map_phys`; `dma_map_phys`).
+    ///
+    /// # Errors
+    /// [`DmaError`] with the reason; nothing stays mapped.
+    ///
+    /// # Safety
+    /// The memory stays valid, and nobody has a reference to it that the direction forbids, until it is unmapped.
+    unsafe fn map_phys(
+        &self,
+        dev: &DeviceParms,
+        phys: PhysAddr,
+        len: usize,
+        dir: Direction,
+        attrs: Attrs,
+    ) -> Result<DmaAddr, DmaError>;
+
+    /// Ends a mapping of [`DmaMapOps::map_phys`] or [`DmaMapOps::map_foreign`] (Linux: `unmap_phys`).
+    ///
+    /// # Errors
+    /// [`Quarantined`] when the device may still reach the memory.
+    ///
+    /// # Safety
+    /// The arguments are those of one map of these ops, unmapped once.
+    unsafe fn unmap_phys(
+        &self,
+        dev: &DeviceParms,
+        address: DmaAddr,
+        len: usize,
+        dir: Direction,
+        attrs: Attrs,
+    ) -> Result<(), Quarantined>;
+
+    /// Maps `len` bytes at `cpu` that are not the machine's RAM, or not in one piece, through a bounce pool: the data is
+    /// copied now and by the syncs and the unmap. No counterpart in Linux, whose heap is RAM.
+    ///
+    /// # Errors
+    /// [`DmaError::NotRam`] by default; [`DmaError::TooLargeForBounce`] and [`DmaError::BouncePoolFull`].
+    ///
+    /// # Safety
+    /// As [`DmaMapOps::map_phys`], and the memory is initialised.
+    unsafe fn map_foreign(
+        &self,
+        dev: &DeviceParms,
+        cpu: NonNull<u8>,
+        len: usize,
+        dir: Direction,
+        attrs: Attrs,
+    ) -> Result<DmaAddr, DmaError> {
+        let _ = (dev, cpu, len, dir, attrs);
+        Err(DmaError::NotRam)
+    }
+
+    /// Maps a scatter list and writes the segments into the entries' `dma` fields; returns how many there are (Linux:
+    /// `map_sg`). By default each element is mapped for itself.
+    ///
+    /// # Errors
+    /// [`DmaError`] with the reason; nothing stays mapped.
+    ///
+    /// # Safety
+    /// As [`DmaMapOps::map_phys`], for each element.
+    unsafe fn map_sg(
+        &self,
+        dev: &DeviceParms,
+        list: &mut [SgEntry],
+        dir: Direction,
+        attrs: Attrs,
+    ) -> Result<usize, DmaError> {
+        for index in 0..list.len() {
+            let SgEntry { phys, len, .. } = list[index];
+            // SAFETY: the caller's promise holds for each element.
+            match unsafe { self.map_phys(dev, phys, len, dir, attrs) } {
+                Ok(address) => {
+                    list[index].dma_address = address;
+                    list[index].dma_len = len;
+                }
+                Err(error) => {
+                    // What cannot be undone is quarantined and counted below; the first error is the one to tell.
+                    // SAFETY: these were mapped just now, by the same ops with the same direction.
+                    let _ = unsafe { self.unmap_sg(dev, &list[..index], dir, attrs | Attrs::SKIP_CPU_SYNC) };
+                    return Err(error);
+                }
+            }
+        }
+        Ok(list.len())
+    }
+
+    /// Ends a mapping of [`DmaMapOps::map_sg`] (Linux: `unmap_sg`). `list` is the whole list that was mapped, not only
+    /// its segments.
+    ///
+    /// # Errors
+    /// [`Quarantined`] when the device may still reach a part of the memory, for the first such part.
+    ///
+    /// # Safety
+    /// The list is as `map_sg` left it, unmapped once, with the same direction.
+    unsafe fn unmap_sg(
+        &self,
+        dev: &DeviceParms,
+        list: &[SgEntry],
+        dir: Direction,
+        attrs: Attrs,
+    ) -> Result<(), Quarantined> {
+        let mut result = Ok(());
+        for entry in list.iter().take_while(|entry| entry.dma_len != 0) {
+            // SAFETY: each segment was mapped for itself by the default `map_sg`.
+            let unmapped = unsafe { self.unmap_phys(dev, entry.dma_address, entry.dma_len, dir, attrs) };
+            result = result.and(unmapped);
+        }
+        result
+    }
+
+    /// Hands a part of a mapping to the CPU: what the device wrote is seen (Linux: `sync_single_for_cpu`).
+    ///
+    /// # Safety
+    /// The range lies in one live mapping of these ops, made with `dir`.
+    unsafe fn sync_for_cpu(&self, dev: &DeviceParms, address: DmaAddr, len: usize, dir: Direction) {
+        let _ = (dev, address, len, dir);
+    }
+
+    /// Hands a part of a mapping to the device: what the CPU wrote is seen (Linux: `sync_single_for_device`).
+    ///
+    /// # Safety
+    /// The range lies in one live mapping of these ops, made with `dir`.
+    unsafe fn sync_for_device(&self, dev: &DeviceParms, address: DmaAddr, len: usize, dir: Direction) {
+        let _ = (dev, address, len, dir);
+    }
+
+    /// Whether a device with this mask can be served (Linux: `dma_supported`).
+    fn dma_supported(&self, mask: u64) -> bool {
+        let _ = mask;
+        true
+    }
+
+    /// The smallest mask that reaches everything that these ops may hand out (Linux: `get_required_mask`).
+    fn required_mask(&self) -> u64 {
+        u64::MAX
+    }
+
+    /// The longest single mapping, in bytes (Linux: `max_mapping_size`).
+    fn max_mapping_size(&self, dev: &DeviceParms) -> usize {
+        let _ = dev;
+        usize::MAX
+    }
+
+    /// The longest mapping that is still fast, in bytes (Linux: `opt_mapping_size`).
+    fn opt_mapping_size(&self) -> usize {
+        usize::MAX
+    }
+
+    /// The mask of the granule in which elements of a scatter list can be merged; 0 when they cannot (Linux:
+    /// `get_merge_boundary`).
+    fn merge_boundary(&self) -> u64 {
+        0
+    }
+}
+
+/// Forwards every member, so that a pointer to ops is as good as the ops.
+macro_rules! forward {
+    ($($head:tt)*) => {
+        // SAFETY: every member is handed to the ops behind the pointer, whose promises hold.
+        $($head)* {
+            fn alloc(&self, dev: &DeviceParms, size: usize, attrs: Attrs) -> Result<CoherentMemory, DmaError> {
+                (**self).alloc(dev, size, attrs)
+            }
+            unsafe fn free(
+                &self,
+                dev: &DeviceParms,
+                memory: CoherentMemory,
+                attrs: Attrs,
+            ) -> Result<(), Quarantined> {
+                // SAFETY: the caller's promise, handed on.
+                unsafe { (**self).free(dev, memory, attrs) }
+            }
+            unsafe fn map_phys(
+                &self,
+                dev: &DeviceParms,
+                phys: PhysAddr,
+                len: usize,
+                dir: Direction,
+                attrs: Attrs,
+            ) -> Result<DmaAddr, DmaError> {
+                // SAFETY: the caller's promise, handed on.
+                unsafe { (**self).map_phys(dev, phys, len, dir, attrs) }
+            }
+            unsafe fn unmap_phys(
+                &self,
+                dev: &DeviceParms,
+                address: DmaAddr,
+                len: usize,
+                dir: Direction,
+                attrs: Attrs,
+            ) -> Result<(), Quarantined> {
+                // SAFETY: the caller's promise, handed on.
+                unsafe { (**self).unmap_phys(dev, address, len, dir, attrs) }
+            }
+            unsafe fn map_foreign(
+                &self,
+                dev: &DeviceParms,
+                cpu: NonNull<u8>,
+                len: usize,
+                dir: Direction,
+                attrs: Attrs,
+            ) -> Result<DmaAddr, DmaError> {
+                // SAFETY: the caller's promise, handed on.
+                unsafe { (**self).map_foreign(dev, cpu, len, dir, attrs) }
+            }
+            unsafe fn map_sg(
+                &self,
+                dev: &DeviceParms,
+                list: &mut [SgEntry],
+                dir: Direction,
+                attrs: Attrs,
+            ) -> Result<usize, DmaError> {
+                // SAFETY: the caller's promise, handed on.
+                unsafe { (**self).map_sg(dev, list, dir, attrs) }
+            }
+            unsafe fn unmap_sg(
+                &self,
+                dev: &DeviceParms,
+                list: &[SgEntry],
+                dir: Direction,
+                attrs: Attrs,
+            ) -> Result<(), Quarantined> {
+                // SAFETY: the caller's promise, handed on.
+                unsafe { (**self).unmap_sg(dev, list, dir, attrs) }
+            }
+            unsafe fn sync_for_cpu(&self, dev: &DeviceParms, address: DmaAddr, len: usize, dir: Direction) {
+                // SAFETY: the caller's promise, handed on.
+                unsafe { (**self).sync_for_cpu(dev, address, len, dir) }
+            }
+            unsafe fn sync_for_device(&self, dev: &DeviceParms, address: DmaAddr, len: usize, dir: Direction) {
+                // SAFETY: the caller's promise, handed on.
+                unsafe { (**self).sync_for_device(dev, address, len, dir) }
+            }
+            fn dma_supported(&self, mask: u64) -> bool {
+                (**self).dma_supported(mask)
+            }
+            fn required_mask(&self) -> u64 {
+                (**self).required_mask()
+            }
+            fn max_mapping_size(&self, dev: &DeviceParms) -> usize {
+                (**self).max_mapping_size(dev)
+            }
+            fn opt_mapping_size(&self) -> usize {
+                (**self).opt_mapping_size()
+            }
+            fn merge_boundary(&self) -> u64 {
+                (**self).merge_boundary()
+            }
+        }
+    };
+}
+
+forward!(unsafe impl<T: DmaMapOps + ?Sized> DmaMapOps for &T);
+forward!(unsafe impl<T: DmaMapOps + ?Sized> DmaMapOps for Arc<T>);
