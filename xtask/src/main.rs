@@ -1,3 +1,47 @@
-//! The project's own commands.
+//! The project's own commands: `cargo xtask test`, `loom`, `bench`, `mutate`.
 
-fn main() {}
+mod bench;
+mod loom;
+mod mutate;
+mod steps;
+mod test;
+mod workspace;
+
+use std::process::ExitCode;
+
+use clap::{Parser, Subcommand};
+
+#[derive(Parser)]
+#[command(name = "cargo xtask", about = "The project's own commands")]
+struct Arguments {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Subcommand)]
+enum Command {
+    /// Everything that must be true: format, lints, docs, tests, each crate alone, loom, and a few mutations
+    Test(test::Options),
+    /// Run every loom model
+    Loom(loom::Options),
+    /// Run the benchmarks, each beside the machine's own limit in one process
+    Bench(bench::Options),
+    /// Apply each fault of mutations/ to a scratch worktree and see its test fail
+    Mutate(mutate::Options),
+}
+
+fn main() -> ExitCode {
+    let result = match Arguments::parse().command {
+        Command::Test(options) => test::run(&options),
+        Command::Loom(options) => loom::run(&options),
+        Command::Bench(options) => bench::run(&options),
+        Command::Mutate(options) => mutate::run(&options),
+    };
+    match result {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(message) => {
+            eprintln!("error: {message}");
+            ExitCode::FAILURE
+        }
+    }
+}
