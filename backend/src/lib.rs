@@ -1,1 +1,11 @@
 #![doc = include_str!("../README.md")]
+
+mod error;
+mod machine;
+mod open;
+
+pub use conformance::Bench;
+pub use error::BackendError;
+pub use iommu_core::{DomainType, Fault};
+pub use machine::{Backend, Description, GroupDescription, MemberDescription, Statistics};
+pub use open::{Options, names, open};

@@ -1,0 +1,31 @@
+//! Why a backend could not be opened, or a device not be had.
+
+use platform::pci::PciAddress;
+
+/// Why a backend could not be opened, or a device not be had.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum BackendError {
+    /// No backend of this name was built in.
+    #[error("no backend {name:?} in this build; there are: {known}")]
+    Unknown {
+        /// What was asked for.
+        name: String,
+        /// What there is.
+        known: String,
+    },
+    /// The machine could not be started.
+    #[error("the machine did not start: {0}")]
+    Start(Box<dyn std::error::Error + Send + Sync>),
+    /// The machine has no such function.
+    #[error("there is no function {0}")]
+    NoSuchFunction(PciAddress),
+    /// The device cannot be had this way.
+    #[error("{address}: {why}")]
+    Device {
+        /// Which one.
+        address: PciAddress,
+        /// Why not.
+        why: Box<dyn std::error::Error + Send + Sync>,
+    },
+}

@@ -1,0 +1,126 @@
+//! What every backend is: a machine with devices to be had.
+
+use std::sync::Arc;
+
+use conformance::Bench;
+use dma_api::Device;
+use iommu_core::{DomainType, Fault};
+use platform::Platform;
+use platform::pci::{Function, PciAddress};
+
+use crate::BackendError;
+
+/// A machine with devices. A driver gets a pair: the PCI function, and the device that does DMA.
+pub trait Backend: Send + Sync {
+    /// The name by which it was opened.
+    fn name(&self) -> &'static str;
+
+    /// Memory, caches and time of the machine.
+    fn platform(&self) -> &Arc<dyn Platform>;
+
+    /// What is in it, for people.
+    fn description(&self) -> Description;
+
+    /// Where the disk of [`crate::Options::disk`] is.
+    fn disk(&self) -> PciAddress;
+
+    /// Binds a driver to a function whose DMA the hardware confines: behind an IOMMU, strict. Dropping the `Device` gives
+    /// it back.
+    ///
+    /// # Errors
+    /// [`BackendError::Device`] when this machine or this domain type needs trust, or somebody else has the device.
+    fn bind(&self, address: PciAddress) -> Result<(Arc<dyn Function>, Device), BackendError>;
+
+    /// Binds a driver to a function whose DMA the hardware does *not* confine in full: without an IOMMU, in an identity
+    /// domain, or with lazy invalidation.
+    ///
+    /// # Errors
+    /// [`BackendError::Device`] when somebody else has the device.
+    ///
+    /// # Safety
+    /// The caller trusts the device and its driver to touch only the memory that they were given, and to stop before it
+    /// is given back.
+    unsafe fn trust(&self, address: PciAddress) -> Result<(Arc<dyn Function>, Device), BackendError>;
+
+    /// A device that reads and writes wherever it is told, for showing and checking what the machine refuses. Bound as
+    /// [`Backend::bind`] or [`Backend::trust`], whichever the machine allows.
+    ///
+    /// # Errors
+    /// [`BackendError::Device`] when somebody else has it.
+    fn rogue(&self) -> Result<Box<dyn Bench>, BackendError>;
+
+    /// Whether an IOMMU confines the device of [`Backend::rogue`], strictly: whatever it was not given, and whatever was
+    /// taken back, is out of its reach.
+    fn confines_rogue(&self) -> bool;
+
+    /// The faults that were reported since the last call.
+    fn take_faults(&self) -> Vec<Fault>;
+
+    /// Counters since the start.
+    fn statistics(&self) -> Statistics;
+
+    /// Where free memory was found changed: some device wrote to memory that was nobody's. Empty on a healthy run.
+    fn check_free_memory(&self) -> Vec<String>;
+}
+
+/// A machine in words.
+#[derive(Clone, PartialEq, Eq, Debug, Default)]
+pub struct Description {
+    /// Each IOMMU in a line.
+    pub iommus: Vec<String>,
+    /// Bytes of memory.
+    pub memory: u64,
+    /// The groups, in order of their numbers. Without an IOMMU there are none.
+    pub groups: Vec<GroupDescription>,
+}
+
+/// An IOMMU group.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct GroupDescription {
+    /// Its number.
+    pub id: u32,
+    /// The type of its default domain.
+    pub domain_type: Option<DomainType>,
+    /// The devices in it.
+    pub members: Vec<MemberDescription>,
+    /// Why they share a group, when there are several.
+    pub why: Vec<String>,
+}
+
+/// A device in a group.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct MemberDescription {
+    /// Where it is.
+    pub address: PciAddress,
+    /// What it is.
+    pub what: String,
+}
+
+/// Counters of a machine since its start.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub struct Statistics {
+    /// DMA mappings made.
+    pub maps: u64,
+    /// DMA mappings ended.
+    pub unmaps: u64,
+    /// Mappings that went through a bounce buffer.
+    pub bounces: u64,
+    /// Invalidation commands that the IOMMU executed, completion waits not counted.
+    pub invalidations: u64,
+    /// Device requests that the IOTLB answered.
+    pub iotlb_hits: u64,
+    /// Device requests that needed a walk of the page table.
+    pub iotlb_misses: u64,
+    /// Faults reported.
+    pub faults: u64,
+    /// Bytes given up because the IOMMU did not confirm an invalidation.
+    pub quarantined: u64,
+}
+
+impl Statistics {
+    /// The part of device requests that the IOTLB answered, 0 to 1; `None` when there were none.
+    pub fn iotlb_hit_rate(&self) -> Option<f64> {
+        let requests = self.iotlb_hits + self.iotlb_misses;
+        (requests != 0).then(|| self.iotlb_hits as f64 / requests as f64)
+    }
+}

@@ -1,0 +1,43 @@
+//! The main job: one NVMe driver reads and writes a real disk through the whole stack.
+
+mod chain;
+mod disk;
+mod job;
+mod options;
+mod progress;
+mod report;
+mod rogue;
+mod transfer;
+
+use std::process::ExitCode;
+
+use clap::Parser;
+
+use crate::job::JobError;
+use crate::options::Options;
+
+/// Something that should hold does not.
+const EXIT_CHECK_FAILED: u8 = 1;
+/// The disk or the machine asked for cannot be used.
+const EXIT_USAGE: u8 = 2;
+
+fn main() -> ExitCode {
+    let options = Options::parse();
+    match job::run(&options) {
+        Ok(report) => {
+            if options.json {
+                println!("{}", report.json());
+            } else {
+                print!("{report}");
+            }
+            if report.all_well() { ExitCode::SUCCESS } else { ExitCode::from(EXIT_CHECK_FAILED) }
+        }
+        Err(error) => {
+            eprintln!("error: {error}");
+            ExitCode::from(match error {
+                JobError::Disk(_) | JobError::Backend(_) => EXIT_USAGE,
+                JobError::Nvme(_) | JobError::Rogue(_) => EXIT_CHECK_FAILED,
+            })
+        }
+    }
+}

@@ -1,0 +1,52 @@
+//! The command line.
+
+use std::path::PathBuf;
+
+use clap::{Parser, ValueEnum};
+
+/// Boots a machine, runs a real NVMe driver on it behind its IOMMU, and shows that a rogue device gets nowhere.
+///
+/// By default the machine is simulated: RAM, a PCI tree, an AMD IOMMU with its caches, an NVMe controller whose disk is a
+/// file of yours, and a DMA engine. The whole disk is read through the stack and its SHA-256 compared with the host's own.
+#[derive(Parser, Debug)]
+#[command(name = "main-job", version)]
+pub(crate) struct Options {
+    /// The disk: any file. Without it a seeded image of 64 MiB is made in a temporary folder
+    #[arg(long, value_name = "PATH")]
+    pub(crate) disk: Option<PathBuf>,
+
+    /// Also write: a pattern goes to a scratch copy of the disk, is flushed, read back, and checked on the host
+    #[arg(long)]
+    pub(crate) write: bool,
+
+    /// Which machine
+    #[arg(long, value_name = "NAME", value_parser = clap::builder::PossibleValuesParser::new(backend::names()))]
+    pub(crate) backend: Option<String>,
+
+    /// How the disk's I/O addresses are made and given back
+    #[arg(long, value_enum, default_value_t = Domain::Dma)]
+    pub(crate) domain: Domain,
+
+    /// I/O queues, each with a thread of its own
+    #[arg(long, value_name = "N", default_value_t = 2, value_parser = clap::value_parser!(u16).range(1..=8))]
+    pub(crate) queues: u16,
+
+    /// Print the result as one JSON object
+    #[arg(long)]
+    pub(crate) json: bool,
+
+    /// Print the first N operations as the chain of layers that they passed, by Linux's names
+    #[arg(long, value_name = "N")]
+    pub(crate) trace: Option<usize>,
+}
+
+/// The type of the default domain of the disk's group.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, ValueEnum)]
+pub(crate) enum Domain {
+    /// Translated, strict: nothing stays reachable after an unmap
+    Dma,
+    /// Translated, lazy: invalidations are collected in a flush queue
+    DmaFq,
+    /// Not translated: I/O addresses are physical ones
+    Identity,
+}
