@@ -136,6 +136,18 @@ impl Device {
         Ok(())
     }
 
+    /// The longest buffer that can be mapped at once, in bytes (Linux: `dma_max_mapping_size`).
+    #[doc(alias = "dma_max_mapping_size")]
+    pub fn max_mapping_size(&self) -> usize {
+        self.ops.max_mapping_size(&self.parms)
+    }
+
+    /// The longest buffer that is still mapped fast, in bytes (Linux: `dma_opt_mapping_size`).
+    #[doc(alias = "dma_opt_mapping_size")]
+    pub fn opt_mapping_size(&self) -> usize {
+        self.ops.opt_mapping_size().min(self.max_mapping_size())
+    }
+
     fn check_mask(&self, mask: u64) -> Result<(), DmaError> {
         let all_ones = mask != 0 && mask & mask.wrapping_add(1) == 0;
         if all_ones && self.ops.dma_supported(mask) {

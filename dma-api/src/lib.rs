@@ -4,19 +4,32 @@
 extern crate alloc;
 
 mod attrs;
+mod buffer;
+mod coherent;
 mod device;
 mod direction;
 mod error;
 mod fault;
 mod ops;
 mod parms;
+mod pool;
 mod scatter;
+mod stable;
+mod streaming;
+mod volatile;
 
 pub use attrs::Attrs;
+pub use buffer::DmaBuffer;
+pub use coherent::{Coherent, CoherentSlice, dma_rmb, dma_wmb};
 pub use device::{Device, DeviceBuilder};
 pub use direction::Direction;
 pub use error::{DmaError, Quarantined};
 pub use fault::{DeviceFault, FaultQueue};
 pub use ops::{CoherentMemory, DmaMapOps};
 pub use parms::DeviceParms;
+pub use pool::{DmaPool, PoolItem};
 pub use scatter::SgEntry;
+pub use stable::{
+    Bidirectional, BufferFor, ExclusiveBuffer, FromDevice, MapDirection, RawVec, StableBuffer, ToDevice,
+};
+pub use streaming::{CpuOwned, MapFailed, Streaming};

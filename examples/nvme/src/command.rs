@@ -52,8 +52,10 @@ impl Command {
     pub(crate) fn create_completion_queue(id: u16, entries: u32, address: u64, vector: u16) -> Self {
         const CONTIGUOUS: u32 = 1 << 0;
         const INTERRUPTS: u32 = 1 << 1;
-        Self::new(opcode::CREATE_COMPLETION_QUEUE, 0, Prp { first: address, second: 0 })
-            .dwords_10_11((entries - 1) << 16 | u32::from(id), u32::from(vector) << 16 | INTERRUPTS | CONTIGUOUS)
+        Self::new(opcode::CREATE_COMPLETION_QUEUE, 0, Prp { first: address, second: 0 }).dwords_10_11(
+            (entries - 1) << 16 | u32::from(id),
+            u32::from(vector) << 16 | INTERRUPTS | CONTIGUOUS,
+        )
     }
 
     /// Create I/O Submission Queue, contiguous, whose completions go to the completion queue of the same number.

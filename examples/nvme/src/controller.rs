@@ -58,7 +58,8 @@ impl Controller {
         device.set_mask(u64::MAX)?;
         set_enabled(&device, &*registers, capabilities, false)?;
         let admin_entries = ADMIN_ENTRIES.min(capabilities.max_queue_entries);
-        let pair = QueuePair::new(&device, Arc::clone(&registers), capabilities.doorbell_stride, 0, admin_entries)?;
+        let pair =
+            QueuePair::new(&device, Arc::clone(&registers), capabilities.doorbell_stride, 0, admin_entries)?;
         let interrupt = function.interrupt(0)?;
         let view = Registers(&*registers);
         view.set_admin_queues(pair.submission_address(), pair.completion_address(), admin_entries);
@@ -174,7 +175,12 @@ impl Drop for Controller {
 }
 
 impl Admin {
-    fn execute(&mut self, device: &Device, registers: &dyn Mmio, command: Command) -> Result<Completion, NvmeError> {
+    fn execute(
+        &mut self,
+        device: &Device,
+        registers: &dyn Mmio,
+        command: Command,
+    ) -> Result<Completion, NvmeError> {
         let identifier = self.next_identifier;
         self.next_identifier = self.next_identifier.wrapping_add(1);
         self.pair.push(command, identifier);

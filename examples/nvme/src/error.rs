@@ -37,7 +37,9 @@ pub enum NvmeError {
     #[error("the queue is full")]
     QueueFull,
     /// The range is not within the disk, not whole blocks, or longer than one command can be.
-    #[error("{bytes} bytes at block {block} are no whole blocks of the disk, or more than one command can move")]
+    #[error(
+        "{bytes} bytes at block {block} are no whole blocks of the disk, or more than one command can move"
+    )]
     BadRange {
         /// First block.
         block: u64,

@@ -64,7 +64,12 @@ pub struct Rejected {
 }
 
 impl<'c> IoQueue<'c> {
-    pub(crate) fn new(controller: &'c Controller, id: u16, pair: QueuePair, interrupt: Box<dyn Interrupt>) -> Self {
+    pub(crate) fn new(
+        controller: &'c Controller,
+        id: u16,
+        pair: QueuePair,
+        interrupt: Box<dyn Interrupt>,
+    ) -> Self {
         let depth = u16::try_from(pair.capacity()).unwrap_or(u16::MAX);
         Self {
             controller,

@@ -25,7 +25,7 @@ pub(crate) const LIST_BYTES: usize = PAGE;
 
 /// The list of one command, taken from the pool when a command first needs it and kept for the next.
 #[derive(Debug, Default)]
-pub(crate) struct PrpList(Option<PoolItem<[u64; ENTRIES_PER_LIST]>>);
+pub(crate) struct PrpList(Option<PoolItem<u64>>);
 
 impl PrpList {
     /// Describes `len` bytes (1 to [`MAX_TRANSFER`]) at `address`.

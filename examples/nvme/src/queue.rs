@@ -52,10 +52,6 @@ impl QueuePair {
         self.entries - 1
     }
 
-    pub(crate) fn entries(&self) -> u32 {
-        self.entries
-    }
-
     pub(crate) fn submission_address(&self) -> u64 {
         self.submission.dma_address().get()
     }

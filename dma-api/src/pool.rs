@@ -1,0 +1,228 @@
+//! Small coherent objects of one size.
+
+use alloc::boxed::Box;
+use alloc::sync::Arc;
+use alloc::vec::Vec;
+use core::fmt;
+use core::marker::PhantomData;
+
+use platform::DmaAddr;
+use platform::frames::FRAME_SIZE;
+use platform::sync::Mutex;
+use zerocopy::{FromBytes, IntoBytes};
+
+use crate::{Attrs, CoherentMemory, Device, DmaError, volatile};
+
+/// A pool of coherent blocks of one size, with alignment and a boundary that none crosses (Linux: `struct dma_pool`).
+/// Taking a block and giving it back take constant time; memory goes back to the device when pool and blocks are gone.
+#[doc(alias = "dma_pool_create")]
+#[derive(Clone)]
+pub struct DmaPool {
+    inner: Arc<Inner>,
+}
+
+struct Inner {
+    name: Box<str>,
+    device: Arc<Device>,
+    layout: Layout,
+    state: Mutex<State>,
+}
+
+#[derive(Clone, Copy)]
+struct Layout {
+    /// Bytes in a block.
+    size: usize,
+    /// What blocks are aligned to.
+    align: usize,
+    /// From one block to the next.
+    stride: usize,
+    /// No block crosses a multiple of this.
+    boundary: usize,
+    /// Bytes in an allocation.
+    slab: usize,
+}
+
+#[derive(Default)]
+struct State {
+    slabs: Vec<CoherentMemory>,
+    free: Vec<Block>,
+}
+
+/// A block of a slab, as the CPU and the device see it.
+#[derive(Clone, Copy)]
+struct Block {
+    cpu: *mut u8,
+    dma: DmaAddr,
+}
+
+// SAFETY: a plain address of a block that is in one place only: the free list or an item.
+unsafe impl Send for Block {}
+
+impl DmaPool {
+    /// A pool called `name` in messages, of blocks of `size` bytes aligned to `align`, a power of two of at most a page.
+    /// No block crosses a multiple of `boundary`, a power of two of at least `size`; 0 means none.
+    ///
+    /// # Errors
+    /// [`DmaError::InvalidLength`], [`DmaError::InvalidAlignment`].
+    pub fn new(
+        device: &Arc<Device>,
+        name: &str,
+        size: usize,
+        align: usize,
+        boundary: usize,
+    ) -> Result<Self, DmaError> {
+        if size == 0 || size > isize::MAX as usize - FRAME_SIZE {
+            return Err(DmaError::InvalidLength(size));
+        }
+        if !align.is_power_of_two() || align > FRAME_SIZE {
+            return Err(DmaError::InvalidAlignment(align));
+        }
+        if boundary != 0 && (!boundary.is_power_of_two() || boundary < size) {
+            return Err(DmaError::InvalidAlignment(boundary));
+        }
+        let align = align.max(8);
+        let stride = size.next_multiple_of(align);
+        let slab = stride.next_multiple_of(FRAME_SIZE);
+        let layout = Layout { size, align, stride, boundary, slab };
+        let state = Mutex::new(State::default());
+        Ok(Self { inner: Arc::new(Inner { name: name.into(), device: Arc::clone(device), layout, state }) })
+    }
+
+    /// Takes a zeroed block, as elements of `T` (Linux: `dma_pool_zalloc`).
+    ///
+    /// # Errors
+    /// [`DmaError`] when the pool is empty and the device has no more coherent memory; [`DmaError::InvalidAlignment`] when
+    /// blocks are not aligned for `T`.
+    #[doc(alias = "dma_pool_alloc")]
+    #[doc(alias = "dma_pool_zalloc")]
+    pub fn alloc<T: FromBytes + IntoBytes>(&self) -> Result<PoolItem<T>, DmaError> {
+        let layout = self.inner.layout;
+        if align_of::<T>() > layout.align || size_of::<T>() == 0 {
+            return Err(DmaError::InvalidAlignment(align_of::<T>()));
+        }
+        let block = {
+            let mut state = self.inner.state.lock();
+            if state.free.is_empty() {
+                self.inner.grow(&mut state)?;
+            }
+            state.free.pop().ok_or(DmaError::OutOfMemory)?
+        };
+        let zeros = [0u8; 64];
+        for at in (0..layout.size).step_by(zeros.len()) {
+            let len = zeros.len().min(layout.size - at);
+            // SAFETY: the block is `size` bytes, nobody else's; a device may still look at it, so atomically.
+            unsafe { volatile::copy_in(zeros.as_ptr(), block.cpu.add(at), len) };
+        }
+        Ok(PoolItem {
+            block,
+            len: layout.size / size_of::<T>(),
+            pool: Arc::clone(&self.inner),
+            _elements: PhantomData,
+        })
+    }
+}
+
+impl Inner {
+    fn grow(&self, state: &mut State) -> Result<(), DmaError> {
+        let memory = self.device.alloc_coherent(self.layout.slab, Attrs::empty())?;
+        state.slabs.push(memory);
+        let mut offset = 0;
+        while offset + self.layout.size <= self.layout.slab {
+            let last = offset + self.layout.size - 1;
+            if self.layout.boundary != 0 && offset / self.layout.boundary != last / self.layout.boundary {
+                offset = (last & !(self.layout.boundary - 1)).next_multiple_of(self.layout.align);
+                continue;
+            }
+            // SAFETY: the block is within the slab.
+            let cpu = unsafe { memory.cpu.as_ptr().add(offset) };
+            state.free.push(Block { cpu, dma: memory.dma.wrapping_add(offset as u64) });
+            offset += self.layout.stride;
+        }
+        Ok(())
+    }
+}
+
+impl Drop for Inner {
+    fn drop(&mut self) {
+        for memory in self.state.lock().slabs.drain(..) {
+            // SAFETY: the slab came from this device, and no item is left: each holds the pool. When the device may still
+            // reach it, the ops keep and count it.
+            let _ = unsafe { self.device.free_coherent(memory, Attrs::empty()) };
+        }
+    }
+}
+
+impl fmt::Debug for DmaPool {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "DmaPool({}, blocks of {} bytes)", self.inner.name, self.inner.layout.size)
+    }
+}
+
+/// A block of a pool, read and written by value as a [`crate::CoherentSlice`] is. It goes back when dropped.
+pub struct PoolItem<T> {
+    block: Block,
+    len: usize,
+    pool: Arc<Inner>,
+    _elements: PhantomData<T>,
+}
+
+// SAFETY: elements are moved in and out by value, atomically piece by piece.
+unsafe impl<T: Send> Send for PoolItem<T> {}
+// SAFETY: as above; concurrent reads and writes may tear between pieces and are no data race.
+unsafe impl<T: Send> Sync for PoolItem<T> {}
+
+impl<T: FromBytes + IntoBytes> PoolItem<T> {
+    /// How many elements fit.
+    pub fn len(&self) -> usize {
+        self.len
+    }
+
+    /// Whether not even one fits.
+    pub fn is_empty(&self) -> bool {
+        self.len == 0
+    }
+
+    /// Where the device finds the block.
+    pub fn dma_address(&self) -> DmaAddr {
+        self.block.dma
+    }
+
+    /// Reads element `index`.
+    ///
+    /// # Panics
+    /// When there is no such element, as a slice does.
+    #[inline]
+    pub fn read(&self, index: usize) -> T {
+        // SAFETY: the element is in the block, which devices access atomically; any bytes are a `T`.
+        unsafe { volatile::read(self.at(index)) }
+    }
+
+    /// Writes element `index`.
+    ///
+    /// # Panics
+    /// When there is no such element, as a slice does.
+    #[inline]
+    pub fn write(&self, index: usize, value: T) {
+        // SAFETY: as in `read`.
+        unsafe { volatile::write(self.at(index), value) }
+    }
+
+    #[inline]
+    fn at(&self, index: usize) -> *mut T {
+        assert!(index < self.len, "element {index} of {}", self.len);
+        // SAFETY: the element is within the block, which is aligned for it.
+        unsafe { self.block.cpu.cast::<T>().add(index) }
+    }
+}
+
+impl<T> Drop for PoolItem<T> {
+    fn drop(&mut self) {
+        self.pool.state.lock().free.push(self.block);
+    }
+}
+
+impl<T> fmt::Debug for PoolItem<T> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "PoolItem({} bytes at {})", self.pool.layout.size, self.block.dma)
+    }
+}

@@ -1,0 +1,229 @@
+//! Streaming maps: a buffer is the device's for a while, and then comes back.
+
+use core::fmt;
+use core::marker::PhantomData;
+use core::mem::ManuallyDrop;
+use core::ptr::NonNull;
+
+use platform::DmaAddr;
+use zerocopy::{FromBytes, IntoBytes};
+
+use crate::stable::{BufferFor, ExclusiveBuffer, MapDirection};
+use crate::{Attrs, Device, DmaError, Quarantined, volatile};
+
+/// A buffer that is mapped, and the device's (Linux: `dma_map_single` and its neighbours).
+///
+/// It owns the buffer, so that nobody else touches it, and borrows its device. [`Streaming::unmap`] gives the buffer back.
+/// Dropped, it is unmapped and the buffer freed; when an unmap fails, the buffer is leaked, since the device may still
+/// reach it. Forgotten, it stays mapped for ever, and the buffer with it.
+#[must_use = "a mapping that is dropped at once is unmapped at once"]
+pub struct Streaming<'d, B: BufferFor<D>, D: MapDirection> {
+    // Taken by `unmap` and by drop.
+    raw: ManuallyDrop<B::Raw>,
+    address: DmaAddr,
+    bytes: usize,
+    device: &'d Device,
+    _direction: PhantomData<D>,
+}
+
+// SAFETY: the mapping owns its buffer; where the buffer may go, so may the mapping. Its memory is reached only by value.
+unsafe impl<B: BufferFor<D> + Send, D: MapDirection> Send for Streaming<'_, B, D> {}
+// SAFETY: through a shared mapping only its address and length can be read.
+unsafe impl<B: BufferFor<D> + Sync, D: MapDirection> Sync for Streaming<'_, B, D> {}
+
+/// A buffer that could not be mapped, and why.
+#[derive(thiserror::Error)]
+#[error("{error}")]
+pub struct MapFailed<B> {
+    /// Why.
+    pub error: DmaError,
+    /// The buffer, as it was.
+    pub buffer: B,
+}
+
+impl<B> fmt::Debug for MapFailed<B> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "MapFailed({:?})", self.error)
+    }
+}
+
+impl<'d, B: BufferFor<D>, D: MapDirection> Streaming<'d, B, D> {
+    /// Maps the whole of `buffer` for `device`.
+    ///
+    /// # Errors
+    /// [`MapFailed`], with the buffer.
+    #[doc(alias = "dma_map_single")]
+    #[inline]
+    pub fn map(device: &'d Device, buffer: B) -> Result<Self, MapFailed<B>> {
+        let raw = buffer.into_raw();
+        let (at, len) = B::raw_slice(&raw);
+        let bytes = len * size_of::<B::Item>();
+        // SAFETY: the buffer's elements stay where they are and nobody has a reference to them (or only shared ones, and
+        // then the device only reads) until they come back from `raw`; their types say that they are initialised.
+        match unsafe { device.map_single(at.cast(), bytes, D::DIRECTION, Attrs::empty()) } {
+            Ok(address) => {
+                Ok(Self { raw: ManuallyDrop::new(raw), address, bytes, device, _direction: PhantomData })
+            }
+            // SAFETY: nothing was mapped, so the buffer is as it was.
+            Err(error) => Err(MapFailed { error, buffer: unsafe { B::from_raw(raw) } }),
+        }
+    }
+
+    /// Where the device finds the buffer.
+    #[inline]
+    pub fn dma_address(&self) -> DmaAddr {
+        self.address
+    }
+
+    /// The buffer's length in bytes.
+    #[inline]
+    pub fn len(&self) -> usize {
+        self.bytes
+    }
+
+    /// Never: an empty buffer cannot be mapped.
+    pub fn is_empty(&self) -> bool {
+        self.bytes == 0
+    }
+
+    /// Ends the mapping and gives the buffer back, with what the device wrote.
+    ///
+    /// # Errors
+    /// [`Quarantined`] when the device may still reach the buffer, which is then leaked.
+    #[doc(alias = "dma_unmap_single")]
+    #[inline]
+    pub fn unmap(self) -> Result<B, Quarantined> {
+        let mut this = ManuallyDrop::new(self);
+        // SAFETY: `this` is forgotten, so its drop does not take the buffer again.
+        unsafe { this.take() }
+    }
+
+    /// Hands the buffer to the CPU, without ending the mapping (Linux: `dma_sync_single_for_cpu`).
+    #[doc(alias = "dma_sync_single_for_cpu")]
+    pub fn sync_for_cpu(self) -> CpuOwned<'d, B, D> {
+        let parms = self.device.parms();
+        if parms.needs_sync() {
+            // SAFETY: this is the whole of a live mapping of these ops, with its direction.
+            unsafe { self.device.ops().sync_for_cpu(parms, self.address, self.bytes, D::DIRECTION) };
+        }
+        CpuOwned(self)
+    }
+
+    /// Unmaps and takes the buffer.
+    ///
+    /// # Safety
+    /// Called once; the mapping is not used after it.
+    #[inline]
+    unsafe fn take(&mut self) -> Result<B, Quarantined> {
+        // SAFETY: this is the mapping that `map` made, ended once.
+        unsafe { self.device.unmap_single(self.address, self.bytes, D::DIRECTION, Attrs::empty()) }?;
+        // SAFETY: taken once, and the device does not reach the elements any more.
+        Ok(unsafe { B::from_raw(ManuallyDrop::take(&mut self.raw)) })
+    }
+}
+
+impl<B: BufferFor<D>, D: MapDirection> Drop for Streaming<'_, B, D> {
+    fn drop(&mut self) {
+        // SAFETY: this is the end. When the device may still reach the buffer, it is leaked.
+        drop(unsafe { self.take() });
+    }
+}
+
+impl<B: BufferFor<D>, D: MapDirection> fmt::Debug for Streaming<'_, B, D> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "Streaming({} bytes at {}, {:?})", self.bytes, self.address, D::DIRECTION)
+    }
+}
+
+/// A buffer that is mapped, but the CPU's for now. It is read and written by value, since a device that does not keep to
+/// its turn may change it at any moment; only [`CpuOwned::unmap`] gives a slice.
+#[must_use = "a mapping that is dropped at once is unmapped at once"]
+#[derive(Debug)]
+pub struct CpuOwned<'d, B: BufferFor<D>, D: MapDirection>(Streaming<'d, B, D>);
+
+impl<'d, B: BufferFor<D>, D: MapDirection> CpuOwned<'d, B, D> {
+    /// How many elements there are.
+    pub fn len(&self) -> usize {
+        B::raw_slice(&self.0.raw).1
+    }
+
+    /// Never: an empty buffer cannot be mapped.
+    pub fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+
+    /// Hands the buffer to the device again (Linux: `dma_sync_single_for_device`).
+    #[doc(alias = "dma_sync_single_for_device")]
+    pub fn sync_for_device(self) -> Streaming<'d, B, D> {
+        let parms = self.0.device.parms();
+        if parms.needs_sync() {
+            // SAFETY: this is the whole of a live mapping of these ops, with its direction.
+            unsafe { self.0.device.ops().sync_for_device(parms, self.0.address, self.0.bytes, D::DIRECTION) };
+        }
+        self.0
+    }
+
+    /// Ends the mapping and gives the buffer back.
+    ///
+    /// # Errors
+    /// [`Quarantined`] when the device may still reach the buffer, which is then leaked.
+    pub fn unmap(self) -> Result<B, Quarantined> {
+        self.0.unmap()
+    }
+
+    fn range(&self, first: usize, count: usize) -> NonNull<B::Item> {
+        let (at, len) = B::raw_slice(&self.0.raw);
+        assert!(first <= len && count <= len - first, "elements {first}.. of {len}, {count} of them");
+        // SAFETY: the element is in the buffer, or one past its end.
+        unsafe { at.add(first) }
+    }
+}
+
+impl<B: BufferFor<D>, D: MapDirection> CpuOwned<'_, B, D>
+where
+    B::Item: FromBytes,
+{
+    /// Reads element `index`.
+    ///
+    /// # Panics
+    /// When there is no such element, as a slice does.
+    pub fn read(&self, index: usize) -> B::Item {
+        // SAFETY: the element is in the buffer, which nobody writes but a device, atomically; any bytes are an element.
+        unsafe { volatile::read(self.range(index, 1).as_ptr()) }
+    }
+
+    /// Copies elements out, from `first` on, as many as `into` holds.
+    ///
+    /// # Panics
+    /// When there are not so many, as a slice does.
+    pub fn copy_to_slice(&self, first: usize, into: &mut [B::Item]) {
+        let from = self.range(first, into.len());
+        // SAFETY: the elements are in the buffer, which nobody writes but a device, atomically; any bytes are an element.
+        unsafe { volatile::copy_out(from.as_ptr().cast(), into.as_mut_ptr().cast(), size_of_val(into)) };
+    }
+}
+
+impl<B: BufferFor<D> + ExclusiveBuffer, D: MapDirection> CpuOwned<'_, B, D>
+where
+    B::Item: IntoBytes,
+{
+    /// Writes element `index`.
+    ///
+    /// # Panics
+    /// When there is no such element, as a slice does.
+    pub fn write(&mut self, index: usize, value: B::Item) {
+        // SAFETY: the element is in the buffer, which is nobody else's but a device's, which accesses it atomically.
+        unsafe { volatile::write(self.range(index, 1).as_ptr(), value) };
+    }
+
+    /// Copies elements in, from `first` on.
+    ///
+    /// # Panics
+    /// When there are not so many, as a slice does.
+    pub fn copy_from_slice(&mut self, first: usize, from: &[B::Item]) {
+        let into = self.range(first, from.len());
+        // SAFETY: the elements are in the buffer, which is nobody else's but a device's, which accesses it atomically;
+        // they have no padding.
+        unsafe { volatile::copy_in(from.as_ptr().cast(), into.as_ptr().cast(), size_of_val(from)) };
+    }
+}
