@@ -92,17 +92,21 @@ pub struct Translated {
 
 /// An IOMMU as the root complex sees it.
 pub trait Remapper: Send + Sync {
-    /// Translates the start of a memory request of `len` bytes (not 0).
+    /// Translates the start of a memory request of `len` bytes (not 0) and calls `access` with it. A completion wait of the
+    /// IOMMU does not finish while an access is under way that uses a translation from before: what was invalidated is
+    /// out of every device's reach when the wait ends. `access` makes no other request of this IOMMU.
     ///
     /// # Errors
-    /// [`BusError::TargetAbort`] when the request is refused; the IOMMU has logged what it logs.
-    fn translate(
+    /// [`BusError::TargetAbort`] when the request is refused, and the IOMMU has logged what it logs; else what `access`
+    /// returns.
+    fn with_translation(
         &self,
         requester: RequesterId,
         address: u64,
         len: u64,
         write: bool,
-    ) -> Result<Translated, BusError>;
+        access: &mut dyn FnMut(Translated) -> Result<(), BusError>,
+    ) -> Result<(), BusError>;
 
     /// Passes, changes or refuses a message interrupt: the address and data that go on to the interrupt controller.
     ///
@@ -148,6 +152,9 @@ pub trait DeviceModel: Send + Sync + fmt::Debug {
     /// A CPU or a peer writes `width` bytes (1, 2, 4 or 8, aligned) of a memory region. Returns quickly: work is done on
     /// the device's own thread.
     fn mmio_write(&self, bar: u8, offset: u64, width: u8, value: u64);
+
+    /// The machine is going away: stops the device's threads and waits for them.
+    fn shutdown(&self) {}
 }
 
 /// A function's MSI-X vectors as its device sees them.

@@ -1,0 +1,155 @@
+//! Magazines of freed ranges, per CPU, and the depot behind them.
+
+use alloc::boxed::Box;
+use alloc::vec::Vec;
+
+use platform::sync::CpuLock;
+
+/// Sizes of 2^0 to 2^5 pages are cached.
+pub(super) const ORDERS: usize = 6;
+/// Ranges in a magazine: with its count it fills 1 KiB.
+const CAPACITY: usize = 127;
+/// Full magazines that the depot holds of each size at most; more go back to the tree.
+const DEPOT: usize = 32;
+
+/// First pages of free ranges of one size.
+#[derive(Debug)]
+pub(super) struct Magazine {
+    len: usize,
+    pages: [u64; CAPACITY],
+}
+
+impl Default for Magazine {
+    fn default() -> Self {
+        Self { len: 0, pages: [0; CAPACITY] }
+    }
+}
+
+impl Magazine {
+    /// Takes the newest range whose pages are all at or below `limit`.
+    #[inline]
+    fn pop(&mut self, order: usize, limit: u64) -> Option<u64> {
+        let span = (1 << order) - 1;
+        let index = self.pages[..self.len].iter().rposition(|&page| page + span <= limit)?;
+        let page = self.pages[index];
+        self.len -= 1;
+        self.pages[index] = self.pages[self.len];
+        Some(page)
+    }
+
+    #[inline]
+    fn push(&mut self, page: u64) -> bool {
+        let room = self.len < CAPACITY;
+        if room {
+            self.pages[self.len] = page;
+            self.len += 1;
+        }
+        room
+    }
+
+    fn drain(&mut self) -> impl Iterator<Item = u64> + '_ {
+        let len = core::mem::take(&mut self.len);
+        self.pages[..len].iter().copied()
+    }
+}
+
+/// The two magazines of each size that a CPU has.
+#[derive(Debug, Default)]
+pub(super) struct Cache {
+    loaded: [Box<Magazine>; ORDERS],
+    previous: [Box<Magazine>; ORDERS],
+}
+
+impl Cache {
+    /// Takes a range of 2^`order` pages at or below `limit`.
+    #[inline]
+    pub(super) fn pop(&mut self, order: usize, limit: u64, depot: &CpuLock<Depot>) -> Option<u64> {
+        if let Some(page) = self.loaded[order].pop(order, limit) {
+            return Some(page);
+        }
+        self.pop_slow(order, limit, depot)
+    }
+
+    #[cold]
+    fn pop_slow(&mut self, order: usize, limit: u64, depot: &CpuLock<Depot>) -> Option<u64> {
+        core::mem::swap(&mut self.loaded[order], &mut self.previous[order]);
+        if self.loaded[order].len == 0 {
+            depot.lock().exchange_empty(order, &mut self.loaded[order]);
+        }
+        self.loaded[order].pop(order, limit)
+    }
+
+    /// Keeps a range, or returns false when there is no room.
+    #[inline]
+    pub(super) fn push(&mut self, order: usize, page: u64, depot: &CpuLock<Depot>) -> bool {
+        self.loaded[order].push(page) || self.push_slow(order, page, depot)
+    }
+
+    #[cold]
+    fn push_slow(&mut self, order: usize, page: u64, depot: &CpuLock<Depot>) -> bool {
+        core::mem::swap(&mut self.loaded[order], &mut self.previous[order]);
+        if self.loaded[order].len == CAPACITY {
+            depot.lock().exchange_full(order, &mut self.loaded[order]);
+        }
+        self.loaded[order].push(page)
+    }
+
+    pub(super) fn drain(&mut self, mut give_back: impl FnMut(usize, u64)) {
+        for magazines in [&mut self.loaded, &mut self.previous] {
+            for (order, magazine) in magazines.iter_mut().enumerate() {
+                magazine.drain().for_each(|page| give_back(order, page));
+            }
+        }
+    }
+}
+
+/// Full magazines of all CPUs, and empty ones to exchange them for: made when ranges are taken, so that giving one back
+/// allocates nothing.
+#[derive(Debug, Default)]
+pub(super) struct Depot {
+    full: [Vec<Box<Magazine>>; ORDERS],
+    empty: Vec<Box<Magazine>>,
+}
+
+impl Depot {
+    /// Makes room for what may come back. Called when a range is taken from the tree.
+    pub(super) fn make_room(&mut self) {
+        const SPARE: usize = 2;
+        if self.empty.capacity() == 0 {
+            self.empty.reserve(ORDERS * DEPOT + SPARE);
+            for full in &mut self.full {
+                full.reserve(DEPOT);
+            }
+        }
+        while self.empty.len() < SPARE {
+            self.empty.push(Box::default());
+        }
+    }
+
+    /// Exchanges a full magazine for an empty one, if there is room.
+    fn exchange_full(&mut self, order: usize, magazine: &mut Box<Magazine>) {
+        if self.full[order].len() < DEPOT.min(self.full[order].capacity())
+            && let Some(empty) = self.empty.pop()
+        {
+            self.full[order].push(core::mem::replace(magazine, empty));
+        }
+    }
+
+    /// Exchanges an empty magazine for a full one, if there is one.
+    fn exchange_empty(&mut self, order: usize, magazine: &mut Box<Magazine>) {
+        if let Some(full) = self.full[order].pop() {
+            let empty = core::mem::replace(magazine, full);
+            if self.empty.len() < self.empty.capacity() {
+                self.empty.push(empty);
+            }
+        }
+    }
+
+    pub(super) fn drain(&mut self, mut give_back: impl FnMut(usize, u64)) {
+        for (order, magazines) in self.full.iter_mut().enumerate() {
+            for magazine in magazines {
+                magazine.drain().for_each(|page| give_back(order, page));
+            }
+        }
+    }
+}
