@@ -3,8 +3,11 @@
 use alloc::sync::Arc;
 
 use platform::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use platform::{DmaAddr, Flushed, IotlbGather, LeakCounter, MapError, PageSizes, PhysAddr, Platform, Prot, trace};
+use platform::{
+    DmaAddr, Flushed, IotlbGather, LeakCounter, MapError, PageSizes, PhysAddr, Platform, Prot, trace,
+};
 
+use crate::cookie::DmaCookie;
 use crate::ops::{DomainOps, DomainType, IommuOps, SyncError};
 
 /// A domain (Linux: `struct iommu_domain`).
@@ -20,7 +23,9 @@ pub struct Domain {
     aperture: (DmaAddr, DmaAddr),
     needs_sync_map: bool,
     leaks: LeakCounter,
-    syncs: AtomicU64,
+    full_flushes: AtomicU64,
+    /// What the DMA API keeps, in a domain of its own.
+    cookie: Option<Arc<DmaCookie>>,
 }
 
 impl Domain {
@@ -29,14 +34,16 @@ impl Domain {
         ops: Arc<dyn DomainOps>,
         owner: Arc<dyn IommuOps>,
         platform: Arc<dyn Platform>,
+        cookie: Option<DmaCookie>,
     ) -> Self {
         Self {
+            cookie: cookie.map(Arc::new),
             lazy: AtomicBool::new(kind == DomainType::DmaFq),
             page_sizes: ops.page_sizes(),
             aperture: ops.aperture(),
             needs_sync_map: ops.needs_sync_map(),
             leaks: LeakCounter::new(),
-            syncs: AtomicU64::new(0),
+            full_flushes: AtomicU64::new(0),
             kind,
             ops,
             owner,
@@ -117,7 +124,8 @@ impl Domain {
         if granule == 0 || (iova.get() | phys.get() | len) & (granule - 1) != 0 {
             return (0, Err(MapError::NoPageSize(iova)));
         }
-        let in_reach = iova.last_of(len).is_some_and(|last| iova >= self.aperture.0 && last <= self.aperture.1);
+        let in_reach =
+            iova.last_of(len).is_some_and(|last| iova >= self.aperture.0 && last <= self.aperture.1);
         if !in_reach || phys.last_of(len).is_none() {
             return (0, Err(MapError::OutOfRange(iova)));
         }
@@ -179,14 +187,14 @@ impl Domain {
     #[doc(alias = "iommu_flush_iotlb_all")]
     pub fn flush_all(&self) -> Result<Flushed, SyncError> {
         self.ops.flush_iotlb_all()?;
-        self.syncs.fetch_add(1, Ordering::Relaxed);
+        self.full_flushes.fetch_add(1, Ordering::Relaxed);
         // SAFETY: the driver has invalidated everything, as its contract says.
         Ok(unsafe { Flushed::assert() })
     }
 
     /// How often everything was invalidated at once: what lazy mode saves its single invalidations for.
     pub fn full_flushes(&self) -> u64 {
-        self.syncs.load(Ordering::Relaxed)
+        self.full_flushes.load(Ordering::Relaxed)
     }
 
     /// Where an I/O address leads (Linux: `iommu_iova_to_phys`).
@@ -197,6 +205,10 @@ impl Domain {
             DomainType::Blocked => None,
             _ => self.ops.iova_to_phys(iova),
         }
+    }
+
+    pub(crate) fn cookie(&self) -> Option<&Arc<DmaCookie>> {
+        self.cookie.as_ref()
     }
 
     pub(crate) fn platform(&self) -> &Arc<dyn Platform> {

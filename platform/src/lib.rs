@@ -6,6 +6,7 @@ extern crate alloc;
 pub mod addr;
 pub mod cache;
 pub mod cpu;
+pub mod device_memory;
 pub mod frames;
 pub mod gather;
 pub mod map_error;

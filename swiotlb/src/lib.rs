@@ -2,3 +2,16 @@
 #![cfg_attr(not(any(feature = "std", test)), no_std)]
 
 extern crate alloc;
+
+mod area;
+mod dma;
+mod pool;
+
+pub use dma::SwiotlbDma;
+pub use pool::{PoolTooSmall, Statistics, Swiotlb};
+
+/// Bytes in a slot (Linux: `IO_TLB_SIZE`).
+pub const SLOT_SIZE: usize = 2048;
+
+/// Slots in a segment, which no mapping crosses (Linux: `IO_TLB_SEGSIZE`).
+pub const SEGMENT_SLOTS: usize = 128;

@@ -58,6 +58,18 @@ impl Magazine {
 pub(super) struct Cache {
     loaded: [Box<Magazine>; ORDERS],
     previous: [Box<Magazine>; ORDERS],
+    pub(super) counts: Counts,
+}
+
+/// What a CPU did, written under the lock that it holds anyway.
+#[derive(Clone, Copy, Debug, Default)]
+pub(crate) struct Counts {
+    /// Ranges taken.
+    pub(crate) taken: u64,
+    /// Ranges given back.
+    pub(crate) given_back: u64,
+    /// Ranges taken from a magazine.
+    pub(crate) hits: u64,
 }
 
 impl Cache {

@@ -9,6 +9,7 @@ mod tree;
 use platform::sync::{CpuLock, PerCpu};
 use platform::{DmaAddr, Flushed};
 
+pub(crate) use self::magazine::Counts;
 use self::magazine::{Cache, Depot, ORDERS};
 use self::tree::Tree;
 
@@ -65,16 +66,23 @@ impl IovaDomain {
     pub(crate) fn alloc(&self, len: u64, limit: DmaAddr) -> Option<DmaAddr> {
         let pages = len >> self.shift;
         let limit = (limit.get() >> self.shift).min(self.last);
-        if pages <= LARGEST_CACHED && pages != 0 {
-            let order = order_of(pages);
-            if let Some(mut cache) = self.caches.try_lock()
-                && let Some(page) = cache.pop(order, limit, &self.depot)
-            {
+        let order = order_of(pages);
+        let cached = order < ORDERS;
+        if let Some(mut cache) = self.caches.try_lock() {
+            cache.counts.taken += 1;
+            if cached && let Some(page) = cache.pop(order, limit, &self.depot) {
+                cache.counts.hits += 1;
                 return Some(DmaAddr::new(page << self.shift));
             }
-            return self.alloc_slow(1 << order, limit);
         }
-        self.alloc_slow(pages, limit)
+        // A cached size is taken whole, so that it comes back to the same magazine.
+        let taken = self.alloc_slow(if cached { 1 << order } else { pages }, limit);
+        if taken.is_none()
+            && let Some(mut cache) = self.caches.try_lock()
+        {
+            cache.counts.taken = cache.counts.taken.wrapping_sub(1);
+        }
+        taken
     }
 
     #[cold]
@@ -94,17 +102,24 @@ impl IovaDomain {
     pub(crate) fn free(&self, at: DmaAddr, len: u64, _flushed: &Flushed) {
         let page = at.get() >> self.shift;
         let pages = len >> self.shift;
-        if pages <= LARGEST_CACHED {
-            let order = order_of(pages);
-            if let Some(mut cache) = self.caches.try_lock()
-                && cache.push(order, page, &self.depot)
-            {
+        let order = order_of(pages);
+        let cached = order < ORDERS;
+        if let Some(mut cache) = self.caches.try_lock() {
+            cache.counts.given_back += 1;
+            if cached && cache.push(order, page, &self.depot) {
                 return;
             }
-            self.tree.lock().give_back(page, 1 << order);
-        } else {
-            self.tree.lock().give_back(page, pages);
         }
+        self.tree.lock().give_back(page, if cached { 1 << order } else { pages });
+    }
+
+    /// What all CPUs did together. An operation that found all CPUs' locks taken is not counted.
+    pub(crate) fn counts(&self) -> Counts {
+        self.caches.iter().fold(Counts::default(), |sum, cache| Counts {
+            taken: sum.taken.wrapping_add(cache.counts.taken),
+            given_back: sum.given_back.wrapping_add(cache.counts.given_back),
+            hits: sum.hits.wrapping_add(cache.counts.hits),
+        })
     }
 
     /// Empties all magazines into the tree (Linux: `free_cpu_cached_iovas`, `free_global_cached_iovas`).

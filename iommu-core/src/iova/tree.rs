@@ -53,8 +53,14 @@ fn fits(start: u64, end: u64, order: u32) -> bool {
 impl Tree {
     /// All pages of [start, end) free.
     pub(super) fn new(start: u64, end: u64) -> Self {
-        let mut tree =
-            Self { nodes: Vec::new(), root: NONE, unused: NONE, unused_count: 0, taken: 0, random: 0x2545_f491_4f6c_dd1d };
+        let mut tree = Self {
+            nodes: Vec::new(),
+            root: NONE,
+            unused: NONE,
+            unused_count: 0,
+            taken: 0,
+            random: 0x2545_f491_4f6c_dd1d,
+        };
         if start < end {
             tree.insert(start, end);
         }
@@ -71,7 +77,9 @@ impl Tree {
             let more = wanted.saturating_sub(self.unused_count + (self.nodes.capacity() - self.nodes.len()));
             self.nodes.try_reserve(more)?;
         }
-        let Some((at, start, end)) = self.find(self.root, size, limit.saturating_add(1)) else { return Ok(None) };
+        let Some((at, start, end)) = self.find(self.root, size, limit.saturating_add(1)) else {
+            return Ok(None);
+        };
         self.remove(start);
         if start < at {
             self.insert(start, at);
@@ -164,7 +172,14 @@ impl Tree {
         self.random ^= self.random << 13;
         self.random ^= self.random >> 7;
         self.random ^= self.random << 17;
-        let node = Node { start, end, priority: self.random, left: NONE, right: NONE, largest: largest_block(start, end) };
+        let node = Node {
+            start,
+            end,
+            priority: self.random,
+            left: NONE,
+            right: NONE,
+            largest: largest_block(start, end),
+        };
         let index = match self.nodes.get(self.unused as usize) {
             Some(unused) => {
                 let index = self.unused;

@@ -1,0 +1,66 @@
+//! What the DMA API keeps per domain (Linux: `struct iommu_dma_cookie`): its I/O addresses and its flush queue.
+
+use platform::DmaAddr;
+use platform::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+
+use crate::flush_queue::FlushQueue;
+use crate::iova::IovaDomain;
+use crate::ops::{DomainOps, ResvRegion, ResvType};
+
+#[derive(Debug)]
+pub(crate) struct DmaCookie {
+    pub(crate) iovas: IovaDomain,
+    pub(crate) queue: FlushQueue,
+    /// Bytes given up after a strict invalidation that did not finish.
+    quarantined: AtomicU64,
+    /// Mappings that went through a bounce buffer.
+    pub(crate) bounces: AtomicU64,
+    /// Whether the 32-bit space was found full once: from then on addresses come from above it first (Linux:
+    /// `pci_32bit_workaround`).
+    pub(crate) low_is_full: AtomicBool,
+}
+
+impl DmaCookie {
+    /// The addresses of a domain, without those that are reserved (Linux: `iommu_dma_init_domain`).
+    pub(crate) fn new(ops: &dyn DomainOps, regions: &[ResvRegion], cpus: usize) -> Self {
+        let (first, last) = ops.aperture();
+        let iovas = IovaDomain::new(ops.page_sizes().smallest().max(1), first, last, cpus);
+        for region in regions.iter().filter(|region| region.kind != ResvType::DirectRelaxable) {
+            if let Some(last) = region.start.last_of(region.len) {
+                iovas.reserve(region.start, last);
+            }
+        }
+        Self {
+            iovas,
+            queue: FlushQueue::new(cpus),
+            quarantined: AtomicU64::new(0),
+            bounces: AtomicU64::new(0),
+            low_is_full: AtomicBool::new(false),
+        }
+    }
+
+    /// Takes `size` bytes below `mask`: for a device that can do more than 32 bits from the low addresses first, which
+    /// some devices handle better than they say (Linux: `iommu_dma_alloc_iova`).
+    #[inline]
+    pub(crate) fn alloc_iova(&self, size: u64, mask: u64, low_first: bool) -> Option<DmaAddr> {
+        const LOW: u64 = u32::MAX as u64;
+        if low_first && mask > LOW && !self.low_is_full.load(Ordering::Relaxed) {
+            if let Some(at) = self.iovas.alloc(size, DmaAddr::new(LOW)) {
+                return Some(at);
+            }
+            self.low_is_full.store(true, Ordering::Relaxed);
+        }
+        self.iovas.alloc(size, DmaAddr::new(mask))
+    }
+
+    /// Notes a range that will never be used again.
+    #[cold]
+    pub(crate) fn quarantine(&self, len: u64) {
+        self.quarantined.fetch_add(len, Ordering::Relaxed);
+    }
+
+    /// Bytes that will never be used again.
+    pub(crate) fn quarantined(&self) -> u64 {
+        self.quarantined.load(Ordering::Relaxed) + self.queue.quarantined()
+    }
+}

@@ -1,0 +1,116 @@
+//! Faults as values, and their way to who wants to know.
+
+use alloc::collections::VecDeque;
+use core::fmt;
+
+use platform::DmaAddr;
+use platform::pci::PciAddress;
+use platform::sync::Mutex;
+
+bitflags::bitflags! {
+    /// What an IOMMU says of a refused request.
+    #[derive(Clone, Copy, PartialEq, Eq, Hash, Debug, Default)]
+    pub struct FaultFlags: u32 {
+        /// The device wanted to write; else to read (`IOMMU_FAULT_WRITE`).
+        const WRITE = 1 << 0;
+        /// There was a translation.
+        const PRESENT = 1 << 1;
+        /// It does not allow this access.
+        const PERMISSION = 1 << 2;
+        /// An entry of a table was not as it must be.
+        const RESERVED = 1 << 3;
+        /// The request was an interrupt.
+        const INTERRUPT = 1 << 4;
+        /// The device asked for a translation.
+        const TRANSLATION = 1 << 5;
+    }
+}
+
+/// What kind of fault it was.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
+#[non_exhaustive]
+pub enum FaultKind {
+    /// A request that no translation allows.
+    Page,
+    /// The IOMMU's entry for the device was not as it must be.
+    DeviceEntry,
+    /// The IOMMU could not read its tables.
+    Hardware,
+    /// A request of a kind that the device may not send.
+    Request,
+}
+
+/// One refused request of a device (Linux: `report_iommu_fault`).
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Fault {
+    /// What kind.
+    pub kind: FaultKind,
+    /// Whose requester ID it carried.
+    pub requester: PciAddress,
+    /// The address space of a process that it named, if any.
+    pub pasid: Option<u32>,
+    /// The I/O address.
+    pub address: DmaAddr,
+    /// The domain identifier that the IOMMU had for it.
+    pub domain: u32,
+    /// Read or write, and what was wrong.
+    pub flags: FaultFlags,
+}
+
+impl fmt::Display for Fault {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let kind = match self.kind {
+            FaultKind::Page => "page fault",
+            FaultKind::DeviceEntry => "illegal device entry",
+            FaultKind::Hardware => "hardware error",
+            FaultKind::Request => "invalid request",
+        };
+        let what = if self.flags.contains(FaultFlags::WRITE) { "write" } else { "read" };
+        write!(f, "{kind}: {what} of {} at {} in domain {}", self.requester, self.address, self.domain)?;
+        let rest = self.flags - FaultFlags::WRITE;
+        if !rest.is_empty() {
+            f.write_str(", ")?;
+            bitflags::parser::to_writer(&rest, f)?;
+        } else if self.kind == FaultKind::Page {
+            f.write_str(", not mapped")?;
+        }
+        Ok(())
+    }
+}
+
+/// The program's faults: the newest that fit, and counts.
+#[derive(Debug, Default)]
+pub(crate) struct FaultLog {
+    inner: Mutex<Inner>,
+}
+
+#[derive(Debug, Default)]
+struct Inner {
+    faults: VecDeque<Fault>,
+    total: u64,
+    lost: u64,
+}
+
+impl FaultLog {
+    const CAPACITY: usize = 1024;
+
+    pub(crate) fn push(&self, fault: Fault) {
+        let mut inner = self.inner.lock();
+        inner.total += 1;
+        if inner.faults.len() == Self::CAPACITY {
+            inner.faults.pop_front();
+            inner.lost += 1;
+        }
+        inner.faults.push_back(fault);
+    }
+
+    pub(crate) fn take(&self) -> impl Iterator<Item = Fault> + use<> {
+        core::mem::take(&mut self.inner.lock().faults).into_iter()
+    }
+
+    /// How many there were, and how many of them nobody took in time.
+    pub(crate) fn counts(&self) -> (u64, u64) {
+        let inner = self.inner.lock();
+        (inner.total, inner.lost)
+    }
+}

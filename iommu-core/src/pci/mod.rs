@@ -1,0 +1,8 @@
+//! PCI as grouping sees it: a topology, which is a value, and the rules that make groups of it.
+
+mod grouping;
+mod scan;
+mod topology;
+
+pub use grouping::{Reason, groups};
+pub use topology::{AcsFlags, Node, PortType, Topology};
