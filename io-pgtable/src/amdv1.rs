@@ -1,0 +1,84 @@
+//! The AMD IOMMU's host page table (AMD I/O Virtualization Technology, section 2.2.3; "v1").
+//!
+//! Every power of two from 4 KiB on is a page size: a page that is no level's own is written as several equal entries whose
+//! address field says the size, with a next level of 7.
+
+use platform::{PageSizes, PhysAddr, Prot};
+
+use crate::format::{Decoded, Format};
+
+/// AMD v1.
+#[derive(Debug)]
+pub enum AmdV1 {}
+
+/// PR: the entry is present.
+const PRESENT: u64 = 1 << 0;
+/// Next Level, bits 11:9. 0 is a page of the level's own size.
+const NEXT_LEVEL_SHIFT: u32 = 9;
+/// A page whose size is coded in the address field.
+const NEXT_LEVEL_CODED: u64 = 7;
+/// The address field, bits 51:12.
+const ADDRESS: u64 = 0x000f_ffff_ffff_f000;
+/// FC: accesses are coherent whatever the request says.
+const FORCE_COHERENT: u64 = 1 << 60;
+/// IR: reads are allowed.
+const READ: u64 = 1 << 61;
+/// IW: writes are allowed.
+const WRITE: u64 = 1 << 62;
+
+impl Format for AmdV1 {
+    const GRANULE_SHIFT: u32 = 12;
+    const INDEX_BITS: u32 = 9;
+    const MAX_LEVEL: u32 = 6;
+    // 4 KiB to 2^51 but 512 GiB, which some hardware gets wrong.
+    const PAGE_SIZES: PageSizes = PageSizes::from_bits(((1 << 52) - (1 << 12)) & !(1 << 39));
+    const MAX_PHYS: PhysAddr = PhysAddr::new((1 << 52) - 1);
+
+    #[inline]
+    fn leaf(phys: PhysAddr, shift: u32, level: u32, prot: Prot) -> u64 {
+        let mut entry = PRESENT;
+        if shift == Self::level_shift(level) {
+            entry |= phys.get() & ADDRESS;
+        } else {
+            // The lowest zero bit from bit 12 on is the size's bit less one: below it ones, in it zero.
+            let size = 1u64 << shift;
+            entry |= (phys.get() | (size - 1)) & !(size >> 1) & ADDRESS;
+            entry |= NEXT_LEVEL_CODED << NEXT_LEVEL_SHIFT;
+        }
+        if prot.contains(Prot::READ) {
+            entry |= READ;
+        }
+        if prot.contains(Prot::WRITE) {
+            entry |= WRITE;
+        }
+        if prot.contains(Prot::CACHE) {
+            entry |= FORCE_COHERENT;
+        }
+        entry
+    }
+
+    #[inline]
+    fn pointer(phys: PhysAddr, level: u32) -> u64 {
+        // Permissions are the AND of all levels: only the leaf decides.
+        PRESENT | (u64::from(level) - 1) << NEXT_LEVEL_SHIFT | phys.get() & ADDRESS | READ | WRITE
+    }
+
+    #[inline]
+    fn decode(entry: u64, level: u32) -> Decoded {
+        if entry & PRESENT == 0 {
+            return Decoded::Empty;
+        }
+        let address = entry & ADDRESS;
+        let next_level = entry >> NEXT_LEVEL_SHIFT & 7;
+        let shift = match next_level {
+            0 => Self::level_shift(level),
+            NEXT_LEVEL_CODED => (address | 0xfff).trailing_ones() + 1,
+            _ => return Decoded::Table(PhysAddr::new(address)),
+        };
+        let mut prot = Prot::empty();
+        prot.set(Prot::READ, entry & READ != 0);
+        prot.set(Prot::WRITE, entry & WRITE != 0);
+        prot.set(Prot::CACHE, entry & FORCE_COHERENT != 0);
+        Decoded::Leaf { phys: PhysAddr::new(address & !((1u64 << shift) - 1)), shift, prot }
+    }
+}

@@ -1,0 +1,71 @@
+//! What every I/O page table can do.
+
+use core::fmt;
+
+use platform::{DmaAddr, IotlbGather, MapError, PageSizes, PhysAddr, Prot};
+
+/// Where an I/O address leads.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Translation {
+    /// The physical address of this very byte.
+    pub phys: PhysAddr,
+    /// Bytes in the page that holds it.
+    pub page_size: u64,
+    /// What a device may do there.
+    pub prot: Prot,
+}
+
+/// The top of a table, as hardware is told.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Root {
+    /// Physical address of the top table.
+    pub phys: PhysAddr,
+    /// Its level; the lowest is 1.
+    pub level: u32,
+}
+
+/// An I/O page table (Linux: `struct io_pgtable_ops`).
+///
+/// Disjoint ranges may be mapped and unmapped at the same time by any number of threads.
+///
+/// # Safety
+/// Domains rely on it: hardware that walks the table from [`IoPageTable::root`] finds exactly what is mapped, and table
+/// pages that an unmap gives to the gather are not reached from it any more.
+#[doc(alias = "io_pgtable_ops")]
+pub unsafe trait IoPageTable: Send + Sync + fmt::Debug {
+    /// Maps `count` pages of `page_size` bytes (Linux: `map_pages`). Returns the bytes that were mapped beside the error,
+    /// which are the caller's to undo. What is mapped already is never overwritten.
+    ///
+    /// # Safety
+    /// The memory stays valid until it is unmapped, and nobody else touches this range of I/O addresses meanwhile.
+    unsafe fn map_pages(
+        &self,
+        iova: DmaAddr,
+        phys: PhysAddr,
+        page_size: u64,
+        count: usize,
+        prot: Prot,
+    ) -> (u64, Result<(), MapError>);
+
+    /// Unmaps a range and collects what must be invalidated (Linux: `unmap_pages`). Returns the bytes unmapped: it stops at
+    /// a hole and at a page that begins before the range, and takes a page whole that ends behind it.
+    ///
+    /// # Safety
+    /// Nobody else touches this range of I/O addresses meanwhile.
+    unsafe fn unmap(&self, iova: DmaAddr, len: u64, gather: &mut IotlbGather<'_>) -> u64;
+
+    /// Where an I/O address leads (Linux: `iova_to_phys`).
+    fn iova_to_phys(&self, iova: DmaAddr) -> Option<Translation>;
+
+    /// The page sizes of the format.
+    fn page_sizes(&self) -> PageSizes;
+
+    /// First and last I/O address that can be mapped.
+    fn aperture(&self) -> (DmaAddr, DmaAddr);
+
+    /// The top of the table.
+    fn root(&self) -> Root;
+
+    /// Page frames that the table takes, its top included.
+    fn table_pages(&self) -> usize;
+}
