@@ -2,3 +2,37 @@
 #![cfg_attr(not(any(feature = "std", test)), no_std)]
 
 extern crate alloc;
+
+pub mod command;
+mod command_queue;
+mod completion;
+mod config;
+mod control;
+mod device_table;
+mod domain;
+mod domain_id;
+mod driver;
+pub mod dte;
+pub mod event;
+mod hardware;
+mod init;
+mod interrupt;
+pub mod invalidate;
+pub mod ivrs;
+mod log;
+mod memory;
+pub mod pci_capability;
+pub mod registers;
+mod unit;
+
+pub use command_queue::{CommandError, CommandQueue, CommandStatistics};
+pub use completion::Ticket;
+pub use config::Config;
+pub use device_table::DeviceTable;
+pub use domain::PagingDomain;
+pub use driver::AmdVi;
+pub use hardware::{Hardware, MsiMessage};
+pub use init::{InitError, InitState};
+pub use interrupt::{Handled, fault};
+pub use log::{EventLog, LogStatistics};
+pub use unit::Unit;

@@ -1,0 +1,93 @@
+//! The commands of the command buffer (specification, "Commands"): sixteen bytes each.
+
+use platform::PhysAddr;
+
+use crate::invalidate::Cover;
+
+/// One command, as its two 64-bit words.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+#[repr(C)]
+pub struct Command {
+    /// Bits 63:0: the opcode is in 63:60.
+    pub q0: u64,
+    /// Bits 127:64.
+    pub q1: u64,
+}
+
+const _: () = assert!(size_of::<Command>() == Command::SIZE as usize);
+
+/// The opcodes, in bits 63:60 of the first word.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+#[repr(u8)]
+pub enum Opcode {
+    /// COMPLETION_WAIT.
+    CompletionWait = 1,
+    /// INVALIDATE_DEVTAB_ENTRY.
+    InvalidateDevtabEntry = 2,
+    /// INVALIDATE_IOMMU_PAGES.
+    InvalidateIommuPages = 3,
+    /// INVALIDATE_INTERRUPT_TABLE.
+    InvalidateInterruptTable = 5,
+    /// INVALIDATE_IOMMU_ALL.
+    InvalidateIommuAll = 8,
+}
+
+impl Opcode {
+    const fn bits(self) -> u64 {
+        (self as u64) << 60
+    }
+}
+
+impl Command {
+    /// Bytes in a command.
+    pub const SIZE: u64 = 16;
+
+    /// COMPLETION_WAIT that stores `data` to `at` (8-byte aligned) once every command before it has been executed
+    /// (Linux: `build_completion_wait`).
+    #[doc(alias = "build_completion_wait")]
+    pub const fn completion_wait(at: PhysAddr, data: u64) -> Self {
+        const STORE: u64 = 1 << 0;
+        Self { q0: Opcode::CompletionWait.bits() | (at.get() & 0x000f_ffff_ffff_fff8) | STORE, q1: data }
+    }
+
+    /// COMPLETION_WAIT that sets ComWaitInt of the status register.
+    pub const fn completion_interrupt() -> Self {
+        const INTERRUPT: u64 = 1 << 1;
+        Self { q0: Opcode::CompletionWait.bits() | INTERRUPT, q1: 0 }
+    }
+
+    /// INVALIDATE_DEVTAB_ENTRY: the unit reads the device table entry of `device` again (Linux: `build_inv_dte`).
+    #[doc(alias = "build_inv_dte")]
+    pub const fn invalidate_devtab_entry(device: u16) -> Self {
+        Self { q0: Opcode::InvalidateDevtabEntry.bits() | device as u64, q1: 0 }
+    }
+
+    /// INVALIDATE_IOMMU_PAGES: drops translations of `domain` in `cover`, and with `pde` cached table pointers as well as
+    /// leaves (Linux: `build_inv_iommu_pages`).
+    #[doc(alias = "build_inv_iommu_pages")]
+    #[inline]
+    pub const fn invalidate_iommu_pages(domain: u16, cover: Cover, pde: bool) -> Self {
+        const PDE: u64 = 1 << 1;
+        Self {
+            q0: Opcode::InvalidateIommuPages.bits() | (domain as u64) << 32,
+            q1: cover.encode() | if pde { PDE } else { 0 },
+        }
+    }
+
+    /// INVALIDATE_INTERRUPT_TABLE: drops the interrupt remapping entries of `device` (Linux: `build_inv_irt`).
+    #[doc(alias = "build_inv_irt")]
+    pub const fn invalidate_interrupt_table(device: u16) -> Self {
+        Self { q0: Opcode::InvalidateInterruptTable.bits() | device as u64, q1: 0 }
+    }
+
+    /// INVALIDATE_IOMMU_ALL: drops everything; only where the unit has IASup (Linux: `build_inv_all`).
+    #[doc(alias = "build_inv_all")]
+    pub const fn invalidate_iommu_all() -> Self {
+        Self { q0: Opcode::InvalidateIommuAll.bits(), q1: 0 }
+    }
+
+    /// Whether the command drops something that the unit caches.
+    pub const fn is_invalidation(self) -> bool {
+        self.q0 >> 60 != Opcode::CompletionWait as u64
+    }
+}

@@ -1,0 +1,22 @@
+//! What can be chosen (Linux: the `amd_iommu=` and `ivrs_*` parameters).
+
+use core::time::Duration;
+
+/// Choices for a driver; the defaults are Linux's where it has them.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Config {
+    /// Levels of a host page table, 3 to 6, cut down to what the unit can do. Four reach 48 bits.
+    pub levels: u8,
+    /// Logarithm of the entries of a command buffer, 8 to 15.
+    pub log2_commands: u32,
+    /// Logarithm of the entries of an event log, 8 to 15.
+    pub log2_events: u32,
+    /// How long a completion may take. A device may take a second to answer an IOTLB invalidation, so longer than that.
+    pub command_timeout: Duration,
+}
+
+impl Default for Config {
+    fn default() -> Self {
+        Self { levels: 4, log2_commands: 9, log2_events: 9, command_timeout: Duration::from_secs(5) }
+    }
+}

@@ -1,0 +1,155 @@
+//! The device table of a segment, and how its entries change while the units read them.
+
+use alloc::boxed::Box;
+use alloc::sync::Arc;
+use alloc::vec;
+
+use platform::sync::Mutex;
+use platform::sync::atomic::{Ordering, fence};
+use platform::{OutOfFrames, PhysAddr, Platform};
+
+use crate::command_queue::CommandError;
+use crate::dte::{Dte, IntCtl, PersistentFlags, Translation};
+use crate::memory::Region;
+
+/// A device table (Linux: `struct amd_iommu_pci_seg`'s `dev_table`).
+///
+/// Entries are stored in 64-bit words. A unit may read an entry in pieces while it changes, so no two words that are in use
+/// together change at once: see [`DeviceTable::update`].
+#[derive(Debug)]
+pub struct DeviceTable {
+    memory: Region,
+    flags: Box<[PersistentFlags]>,
+    /// One entry changes at a time.
+    changing: Mutex<()>,
+}
+
+impl DeviceTable {
+    /// A table for devices 0 to `highest` in which every device is blocked, interrupts included. `flags` of a device are
+    /// those of the smallest range that contains it.
+    ///
+    /// # Errors
+    /// [`OutOfFrames`] when there is no memory for it.
+    pub(crate) fn new(
+        platform: &Arc<dyn Platform>,
+        highest: u16,
+        ranges: impl Iterator<Item = (u16, u16, PersistentFlags)>,
+    ) -> Result<Self, OutOfFrames> {
+        let memory = Region::new(platform, (u64::from(highest) + 1) * Dte::SIZE)?;
+        let entries = (memory.size() / Dte::SIZE) as usize;
+        let mut flags = vec![PersistentFlags::new(); entries].into_boxed_slice();
+        let mut widths = vec![u32::MAX; entries];
+        for (first, last, kept) in ranges {
+            let width = u32::from(last).saturating_sub(u32::from(first));
+            let devices = usize::from(first)..(usize::from(last) + 1).min(entries);
+            for device in devices {
+                if width <= widths[device] {
+                    widths[device] = width;
+                    flags[device] = kept;
+                }
+            }
+        }
+        let table = Self { memory, flags, changing: Mutex::new(()) };
+        for device in 0..=(entries - 1).min(usize::from(u16::MAX)) as u16 {
+            let blocked = table.entry_for(device, Translation::Blocked, IntCtl::Abort).to_words();
+            for (index, word) in blocked.into_iter().enumerate() {
+                table.store(device, index, word);
+            }
+        }
+        Ok(table)
+    }
+
+    /// Where the table is.
+    pub(crate) fn base(&self) -> PhysAddr {
+        self.memory.base()
+    }
+
+    /// The value of the Device Table Base Address Register: the address, and the size in 4 KiB units less one.
+    pub(crate) fn base_register(&self) -> u64 {
+        self.base().get() | ((self.memory.size() >> 12) - 1)
+    }
+
+    /// Whether the table has an entry for `device`.
+    pub fn contains(&self, device: u16) -> bool {
+        usize::from(device) < self.flags.len()
+    }
+
+    /// What an entry for `device` looks like that keeps what firmware asked for (Linux: `amd_iommu_make_clear_dte`).
+    #[doc(alias = "amd_iommu_make_clear_dte")]
+    pub(crate) fn entry_for(&self, device: u16, translation: Translation, interrupts: IntCtl) -> Dte {
+        let flags = self.flags.get(usize::from(device)).copied().unwrap_or_default();
+        Dte::new(translation, interrupts, flags)
+    }
+
+    /// The entry as it is in memory.
+    pub fn entry(&self, device: u16) -> Dte {
+        Dte::from_words([0, 1, 2, 3].map(|index| self.word(device, index).load(Ordering::Relaxed)))
+    }
+
+    fn word(&self, device: u16, index: usize) -> &platform::sync::atomic::AtomicU64 {
+        self.memory.word(u64::from(device) * Dte::SIZE + index as u64 * 8)
+    }
+
+    fn store(&self, device: u16, index: usize, word: u64) {
+        self.word(device, index).store(word, Ordering::Release);
+    }
+
+    /// Changes the entry of `device` to `new` while units read it (Linux: `update_dte256`).
+    ///
+    /// The first word holds V, TV and the root of the table, the second its domain. Whoever reads the entry in 64-bit
+    /// pieces sees the old entry, the new one or a blocked one:
+    /// 1. if requests pass now, the first word becomes "blocked", and the unit forgets the entry;
+    /// 2. while the translation words are not looked at, the others are stored, and the unit forgets the entry again: no
+    ///    read that began before is under way any more;
+    /// 3. the first word becomes the new one, and the unit forgets the blocked entry.
+    ///
+    /// `flush` makes the unit forget the entry and waits for that.
+    ///
+    /// # Errors
+    /// What `flush` says. The entry is then a blocked one, which the unit may not have seen yet.
+    #[doc(alias = "update_dte256")]
+    pub(crate) fn update(
+        &self,
+        device: u16,
+        new: Dte,
+        mut flush: impl FnMut() -> Result<(), CommandError>,
+    ) -> Result<(), CommandError> {
+        if !self.contains(device) {
+            return Ok(());
+        }
+        let _changing = self.changing.lock();
+        let old = self.entry(device);
+        let (old_words, new_words) = (old.to_words(), new.to_words());
+        let translates = |entry: Dte| !entry.translation.v() || entry.translation.tv();
+        let rest_differs = old_words[1..] != new_words[1..];
+        if rest_differs {
+            let blocked = self.entry_for(device, Translation::Blocked, IntCtl::Abort).to_words()[0];
+            if translates(old) {
+                self.store(device, 0, blocked);
+                flush()?;
+            }
+            // IV is in the third word, so the fourth goes first.
+            for index in [3, 2, 1] {
+                self.store(device, index, new_words[index]);
+            }
+            if translates(new) {
+                flush().inspect_err(|_| self.store(device, 0, blocked))?;
+            }
+        }
+        self.store(device, 0, new_words[0]);
+        fence(Ordering::SeqCst);
+        flush().inspect_err(|_| {
+            let blocked = self.entry_for(device, Translation::Blocked, IntCtl::Abort).to_words()[0];
+            self.store(device, 0, blocked);
+        })
+    }
+
+    /// Gives the memory back.
+    ///
+    /// # Safety
+    /// No unit reads the table any more.
+    pub(crate) unsafe fn free(self) {
+        // SAFETY: handed on.
+        unsafe { self.memory.free() };
+    }
+}

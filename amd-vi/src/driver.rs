@@ -1,0 +1,484 @@
+//! The driver as `iommu-core` sees it: devices, their attachments, and the domains that it makes.
+
+use alloc::collections::BTreeMap;
+use alloc::sync::Arc;
+use alloc::vec::Vec;
+
+use iommu_core::{
+    AttachError, Capability, DomainError, DomainOps, Fault, IommuOps, ProbeError, Probed, ResvRegion,
+    ResvType,
+};
+use platform::pci::{ConfigSpace, PciAddress, RequesterId};
+use platform::sync::Mutex;
+use platform::sync::atomic::{AtomicBool, Ordering};
+use platform::{DmaAddr, Platform, Prot};
+
+use crate::command_queue::CommandError;
+use crate::config::Config;
+use crate::device_table::DeviceTable;
+use crate::domain::{BlockedDomain, IdentityDomain, PagingDomain};
+use crate::domain_id::DomainIds;
+use crate::dte::{IntCtl, Translation};
+use crate::event::Event;
+use crate::hardware::Hardware;
+use crate::init::{self, InitError};
+use crate::interrupt::{Handled, fault};
+use crate::ivrs::{DeviceEntry, Ivmd, Ivrs};
+use crate::pci_capability;
+use crate::unit::Unit;
+
+/// What the devices of a PCI segment share (Linux: `struct amd_iommu_pci_seg`).
+#[derive(Debug)]
+pub(crate) struct Segment {
+    pub(crate) table: DeviceTable,
+    /// The last device of the table.
+    pub(crate) highest: u16,
+    /// Which unit translates for a range of devices; the last one that contains a device counts (Linux: `rlookup_table`).
+    pub(crate) ranges: Vec<(u16, u16, usize)>,
+    /// Which requester ID the devices of a range use on the bus (Linux: `alias_table`).
+    pub(crate) aliases: Vec<(u16, u16, u16)>,
+}
+
+impl Segment {
+    fn unit_of(&self, device: u16) -> Option<usize> {
+        let holds = |&&(first, last, _): &&(u16, u16, usize)| first <= device && device <= last;
+        self.ranges.iter().rev().find(holds).map(|&(_, _, unit)| unit)
+    }
+
+    fn alias_of(&self, device: u16) -> Option<u16> {
+        let holds = |&&(first, last, _): &&(u16, u16, u16)| first <= device && device <= last;
+        self.aliases.iter().rev().find(holds).map(|&(_, _, alias)| alias).filter(|alias| *alias != device)
+    }
+
+    /// Takes in what an IVHD says of its devices.
+    pub(crate) fn add_entry(&mut self, unit: usize, entry: &DeviceEntry) {
+        let (first, last) = entry.devices();
+        if first > last {
+            return;
+        }
+        self.ranges.push((first, last, unit));
+        if let DeviceEntry::Alias { alias, .. } = *entry {
+            self.ranges.push((alias, alias, unit));
+            self.aliases.push((first, last, alias));
+        }
+    }
+}
+
+/// What a device is attached to.
+#[derive(Clone, Debug)]
+pub(crate) enum Attachment {
+    /// Nothing: no memory, no interrupts.
+    None,
+    /// The blocked domain: no memory.
+    Blocked,
+    /// The identity domain.
+    Identity,
+    /// A paging domain, kept alive by this.
+    Paging(Arc<PagingDomain>),
+}
+
+#[derive(Debug)]
+struct DeviceState {
+    unit: usize,
+    /// Its own requester ID first, then its aliases.
+    ids: Vec<u16>,
+    attached: Attachment,
+}
+
+/// What the driver, its domains and its interrupt handler share.
+pub(crate) struct Shared {
+    platform: Arc<dyn Platform>,
+    config: Config,
+    units: Vec<Unit>,
+    segments: BTreeMap<u16, Segment>,
+    ivmds: Vec<Ivmd>,
+    preboot_protection: bool,
+    domain_ids: DomainIds,
+    identity_id: u16,
+    devices: Mutex<BTreeMap<PciAddress, DeviceState>>,
+    stopped: AtomicBool,
+}
+
+impl core::fmt::Debug for Shared {
+    fn fmt(&self, f: &mut core::fmt::Formatter<'_>) -> core::fmt::Result {
+        f.debug_struct("Shared").field("units", &self.units).finish_non_exhaustive()
+    }
+}
+
+impl Shared {
+    pub(crate) fn new(
+        platform: Arc<dyn Platform>,
+        config: Config,
+        ivrs: &Ivrs,
+        units: Vec<Unit>,
+        segments: BTreeMap<u16, Segment>,
+    ) -> Self {
+        let domain_ids = DomainIds::new();
+        // The first of 65535: it is there. Zero would do no harm, since the identity domain caches no translations.
+        let identity_id = domain_ids.alloc().unwrap_or(0);
+        Self {
+            platform,
+            config,
+            units,
+            segments,
+            ivmds: ivrs.ivmds.clone(),
+            preboot_protection: ivrs.info.preboot_dma_protection(),
+            domain_ids,
+            identity_id,
+            devices: Mutex::new(BTreeMap::new()),
+            stopped: AtomicBool::new(false),
+        }
+    }
+
+    pub(crate) fn platform(&self) -> &Arc<dyn Platform> {
+        &self.platform
+    }
+
+    #[inline]
+    pub(crate) fn units(&self) -> &[Unit] {
+        &self.units
+    }
+
+    pub(crate) fn segments(&self) -> &BTreeMap<u16, Segment> {
+        &self.segments
+    }
+
+    pub(crate) fn domain_ids(&self) -> &DomainIds {
+        &self.domain_ids
+    }
+
+    /// Whether translation has been turned off: then no unit remembers anything.
+    pub(crate) fn is_stopped(&self) -> bool {
+        self.stopped.load(Ordering::Acquire)
+    }
+
+    /// The unit that translates for a device, unless it is that unit itself.
+    fn unit_of(&self, dev: PciAddress) -> Option<&Unit> {
+        if self.units.iter().any(|unit| unit.address() == dev) {
+            return None;
+        }
+        self.units.get(self.segments.get(&dev.segment)?.unit_of(dev.id.get())?)
+    }
+
+    fn translation(&self, attachment: &Attachment) -> (Translation, IntCtl) {
+        match attachment {
+            Attachment::None => (Translation::Blocked, IntCtl::Abort),
+            Attachment::Blocked => (Translation::Blocked, IntCtl::Forward),
+            Attachment::Identity => (Translation::Identity { domain: self.identity_id }, IntCtl::Forward),
+            Attachment::Paging(domain) => (domain.translation(), IntCtl::Forward),
+        }
+    }
+
+    fn probe(&self, dev: PciAddress) -> Result<Probed, ProbeError> {
+        let unit = self.unit_of(dev).ok_or(ProbeError::NotMine)?;
+        let segment = self.segments.get(&dev.segment).ok_or(ProbeError::NotMine)?;
+        if !segment.table.contains(dev.id.get()) {
+            return Err(ProbeError::NotMine);
+        }
+        let alias = segment.alias_of(dev.id.get());
+        let ids = core::iter::once(dev.id.get()).chain(alias).collect();
+        let state = DeviceState { unit: unit.index(), ids, attached: Attachment::None };
+        self.devices.lock().entry(dev).or_insert(state);
+        Ok(Probed { aliases: alias.map(RequesterId::new).into_iter().collect() })
+    }
+
+    /// Attaches a device (Linux: `amd_iommu_attach_device`). On failure it stays where it was, or is blocked when the unit
+    /// does not answer.
+    #[doc(alias = "amd_iommu_attach_device")]
+    pub(crate) fn attach(&self, dev: PciAddress, new: Attachment) -> Result<(), AttachError> {
+        // Dropped last, without the lock: dropping a domain flushes.
+        let _old;
+        let mut devices = self.devices.lock();
+        let state = devices.get_mut(&dev).ok_or(AttachError::Device)?;
+        let unit = self.units.get(state.unit).ok_or(AttachError::Device)?;
+        if let Attachment::Paging(domain) = &new {
+            if !unit.host_levels().is_some_and(|levels| domain.fits(levels)) {
+                return Err(AttachError::Incompatible);
+            }
+            domain.enter(unit.index());
+        }
+        let segment = self.segments.get(&dev.segment).ok_or(AttachError::Device)?;
+        let written = self.write_entries(unit, segment, &state.ids, &new);
+        // What the old domain's translations are tagged with must be gone before its pages or its tag are used again; a unit
+        // that remembers what was not there must look again in the new one.
+        let flushed = written.and_then(|()| {
+            self.forget(unit, &state.attached)?;
+            if unit.np_cache() { self.forget(unit, &new) } else { Ok(()) }
+        });
+        match flushed {
+            Ok(()) => {
+                if let Attachment::Paging(domain) = &state.attached {
+                    domain.leave(unit.index());
+                }
+                _old = core::mem::replace(&mut state.attached, new);
+                drop(devices);
+                Ok(())
+            }
+            Err(_) => {
+                self.undo(unit, segment, state, &new);
+                drop(devices);
+                Err(AttachError::Device)
+            }
+        }
+    }
+
+    /// Puts a device back to where it was after a failed attach.
+    fn undo(&self, unit: &Unit, segment: &Segment, state: &mut DeviceState, new: &Attachment) {
+        let back = self
+            .write_entries(unit, segment, &state.ids, &state.attached)
+            .and_then(|()| self.forget(unit, new));
+        let Attachment::Paging(domain) = new else { return };
+        if back.is_ok() {
+            domain.leave(unit.index());
+        } else {
+            // The unit may have seen any of the entries: it may walk both tables for ever.
+            domain.poison();
+            if let Attachment::Paging(old) = &state.attached {
+                old.poison();
+            }
+        }
+    }
+
+    fn write_entries(
+        &self,
+        unit: &Unit,
+        segment: &Segment,
+        ids: &[u16],
+        attachment: &Attachment,
+    ) -> Result<(), CommandError> {
+        let (translation, interrupts) = self.translation(attachment);
+        for &id in ids {
+            let entry = segment.table.entry_for(id, translation, interrupts);
+            segment.table.update(id, entry, || unit.flush_dte(id))?;
+        }
+        Ok(())
+    }
+
+    fn forget(&self, unit: &Unit, attachment: &Attachment) -> Result<(), CommandError> {
+        match attachment {
+            Attachment::Paging(domain) => unit.flush_domain(domain.id()),
+            Attachment::None | Attachment::Blocked | Attachment::Identity => Ok(()),
+        }
+    }
+
+    /// Blocks a device and forgets it (Linux: `amd_iommu_release_device`). Its aliases are blocked unless another device
+    /// uses them.
+    fn release(&self, dev: PciAddress) {
+        let mut devices = self.devices.lock();
+        let Some(state) = devices.remove(&dev) else { return };
+        let (Some(unit), Some(segment)) = (self.units.get(state.unit), self.segments.get(&dev.segment))
+        else {
+            return;
+        };
+        let used = |id: &u16| {
+            devices.iter().any(|(other, state)| other.segment == dev.segment && state.ids.contains(id))
+        };
+        let ids: Vec<u16> = state.ids.iter().copied().filter(|id| !used(id)).collect();
+        let gone = self
+            .write_entries(unit, segment, &ids, &Attachment::None)
+            .and_then(|()| self.forget(unit, &state.attached));
+        if let Attachment::Paging(domain) = &state.attached {
+            if gone.is_err() {
+                domain.poison();
+            }
+            domain.leave(unit.index());
+        }
+        // The last reference to a domain may go with the state: not under the lock.
+        drop(devices);
+        drop(state);
+    }
+
+    fn resv_regions(&self, dev: PciAddress) -> Vec<ResvRegion> {
+        let mut regions = Vec::new();
+        let alias = self.segments.get(&dev.segment).and_then(|segment| segment.alias_of(dev.id.get()));
+        let ids: Vec<u16> = core::iter::once(dev.id.get()).chain(alias).collect();
+        for ivmd in &self.ivmds {
+            let applies = ids.iter().any(|id| ivmd.applies_to(dev.segment, *id));
+            let (true, Some(prot), Some(last)) = (applies, ivmd.unity(), ivmd.last()) else { continue };
+            // Whole pages: firmware need not align what it asks for.
+            let start = ivmd.start & !0xfff;
+            let Some(len) = (last | 0xfff).checked_sub(start).and_then(|span| span.checked_add(1)) else {
+                continue;
+            };
+            regions.push(ResvRegion { start: DmaAddr::new(start), len, kind: ResvType::Direct, prot });
+        }
+        let fixed = |start, last: u64, kind| ResvRegion {
+            start: DmaAddr::new(start),
+            len: last - start + 1,
+            kind,
+            prot: Prot::empty(),
+        };
+        regions.push(fixed(MSI_WINDOW.0, MSI_WINDOW.1, ResvType::Msi));
+        if !self.unit_of(dev).is_some_and(|unit| unit.features2().ht_range_ignore()) {
+            regions.push(fixed(HT_RANGE.0, HT_RANGE.1, ResvType::Reserved));
+        }
+        regions
+    }
+}
+
+/// Where devices write message interrupts, first and last address.
+const MSI_WINDOW: (u64, u64) = (0xfee0_0000, 0xfeef_ffff);
+/// The HyperTransport range, first and last address.
+const HT_RANGE: (u64, u64) = (0xfd_0000_0000, 0xff_ffff_ffff);
+
+/// The AMD IOMMU driver, with all units of a machine.
+///
+/// Dropping it leaves the units as they are, and leaks what they read: they go on protecting. [`AmdVi::shutdown`] turns
+/// them off.
+#[derive(Debug)]
+pub struct AmdVi {
+    shared: Arc<Shared>,
+    ivrs: Ivrs,
+}
+
+impl AmdVi {
+    /// Finds the units in the IVRS table and brings them up with every device blocked (Linux: `amd_iommu_init`). Register
+    /// what it returns with [`iommu_core::Iommu::register`].
+    ///
+    /// # Errors
+    /// [`InitError`] with the reason. Units that were already running are turned off again.
+    #[doc(alias = "amd_iommu_init")]
+    pub fn init(
+        platform: Arc<dyn Platform>,
+        ivrs: &[u8],
+        hardware: &dyn Hardware,
+        config: Config,
+    ) -> Result<Arc<Self>, InitError> {
+        let (shared, ivrs) = init::run(platform, ivrs, hardware, config)?;
+        Ok(Arc::new(Self { shared: Arc::new(shared), ivrs }))
+    }
+
+    /// The units, in the order of the table.
+    pub fn units(&self) -> &[Unit] {
+        self.shared.units()
+    }
+
+    /// The table that they were found in.
+    pub fn ivrs(&self) -> &Ivrs {
+        &self.ivrs
+    }
+
+    /// The device table of a PCI segment.
+    pub fn device_table(&self, segment: u16) -> Option<&DeviceTable> {
+        self.shared.segments().get(&segment).map(|segment| &segment.table)
+    }
+
+    /// Whether the machine was protected before the operating system started (Linux: `IOMMU_CAP_PRE_BOOT_PROTECTION`).
+    pub fn preboot_protection(&self) -> bool {
+        self.shared.preboot_protection
+    }
+
+    /// What a unit's interrupt asks for, for all units: reads their event logs, hands faults to `report`, and restarts what
+    /// has stopped: an event log that overflowed, a command buffer that met an illegal command (Linux:
+    /// `amd_iommu_int_thread`).
+    ///
+    /// `report` is usually [`iommu_core::Iommu::report_fault`]; it runs without a lock held. May be called at any time and by
+    /// several at once.
+    #[doc(alias = "amd_iommu_int_thread")]
+    pub fn handle_interrupt(&self, report: &mut dyn FnMut(Fault)) -> Handled {
+        self.handle_events(&mut |unit, event| {
+            if let Some(fault) = fault(unit.address().segment, event) {
+                report(fault);
+            }
+        })
+    }
+
+    /// As [`AmdVi::handle_interrupt`], with the events as they were logged, those that are not about devices included.
+    pub fn handle_events(&self, sink: &mut dyn FnMut(&Unit, Event)) -> Handled {
+        let mut handled = Handled::default();
+        if !self.shared.is_stopped() {
+            for unit in self.shared.units() {
+                handled.add(unit.handle_interrupt(&mut |event| sink(unit, event)));
+            }
+        }
+        handled
+    }
+
+    /// Blocks all devices and turns all units off (Linux: `disable_iommus`). From then on nothing is translated or checked,
+    /// and every call on a domain fails.
+    ///
+    /// # Errors
+    /// [`CommandError::Timeout`] when a unit does not stop; it may still be running.
+    ///
+    /// # Safety
+    /// No device does DMA any more, except such as may reach all memory.
+    #[doc(alias = "disable_iommus")]
+    pub unsafe fn shutdown(&self, config_space: &dyn ConfigSpace) -> Result<(), CommandError> {
+        let devices: Vec<PciAddress> = self.shared.devices.lock().keys().copied().collect();
+        devices.into_iter().for_each(|dev| self.shared.release(dev));
+        let mut result = Ok(());
+        for unit in self.shared.units() {
+            if unit.disable().is_err() {
+                result = Err(CommandError::Timeout);
+            }
+            pci_capability::disable_msi(config_space, unit.address());
+        }
+        if result.is_ok() {
+            self.shared.stopped.store(true, Ordering::Release);
+        }
+        result
+    }
+}
+
+impl Drop for Shared {
+    fn drop(&mut self) {
+        // Only units that are off have let go of their memory.
+        if self.is_stopped() {
+            // SAFETY: every unit is disabled, so none reads its rings or a device table.
+            unsafe {
+                core::mem::take(&mut self.units).into_iter().for_each(|unit| unit.free());
+                core::mem::take(&mut self.segments).into_values().for_each(|segment| segment.table.free());
+            }
+        }
+    }
+}
+
+// SAFETY: a device in the blocked domain has an entry with V=1 and TV=0, which aborts its requests; the paging domains keep
+// the promises of `DomainOps`.
+unsafe impl IommuOps for AmdVi {
+    fn name(&self) -> &str {
+        "AMD-Vi"
+    }
+
+    #[doc(alias = "amd_iommu_capable")]
+    fn capable(&self, dev: PciAddress, capability: Capability) -> bool {
+        match capability {
+            Capability::CacheCoherency => true,
+            // What remembers absence is a hypervisor, which must see every change at once (Linux: NpCache means strict).
+            Capability::DeferredFlush => self.shared.unit_of(dev).is_some_and(|unit| !unit.np_cache()),
+            _ => false,
+        }
+    }
+
+    #[doc(alias = "amd_iommu_probe_device")]
+    fn probe_device(&self, dev: PciAddress) -> Result<Probed, ProbeError> {
+        self.shared.probe(dev)
+    }
+
+    #[doc(alias = "amd_iommu_release_device")]
+    fn release_device(&self, dev: PciAddress) {
+        self.shared.release(dev);
+    }
+
+    #[doc(alias = "amd_iommu_domain_alloc_paging_flags")]
+    fn domain_alloc_paging(&self, dev: PciAddress) -> Result<Arc<dyn DomainOps>, DomainError> {
+        let unit = self.shared.unit_of(dev).ok_or(DomainError::Unsupported)?;
+        let most = unit.host_levels().ok_or(DomainError::Unsupported)?;
+        let levels = self.shared.config.levels.clamp(3, most);
+        let domain: Arc<dyn DomainOps> = PagingDomain::new(&self.shared, levels)?;
+        Ok(domain)
+    }
+
+    fn identity_domain(&self) -> Option<Arc<dyn DomainOps>> {
+        Some(Arc::new(IdentityDomain { shared: self.shared.clone() }))
+    }
+
+    fn blocked_domain(&self) -> Arc<dyn DomainOps> {
+        Arc::new(BlockedDomain { shared: self.shared.clone() })
+    }
+
+    #[doc(alias = "amd_iommu_get_resv_regions")]
+    fn resv_regions(&self, dev: PciAddress) -> Vec<ResvRegion> {
+        self.shared.resv_regions(dev)
+    }
+}

@@ -1,0 +1,30 @@
+//! What the driver asks of the machine besides `platform`: registers, configuration space, an interrupt message.
+
+use alloc::sync::Arc;
+use core::fmt;
+
+use platform::pci::{ConfigSpace, PciAddress};
+use platform::{Mmio, PhysAddr};
+
+/// A message-signalled interrupt: what a function writes, and where.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct MsiMessage {
+    /// Where it writes (on x86 in FEE0_0000h to FEEF_FFFFh).
+    pub address: u64,
+    /// What it writes.
+    pub data: u32,
+}
+
+/// The machine as the driver meets it while it brings the IOMMUs up.
+pub trait Hardware: fmt::Debug {
+    /// The registers at `base`, `len` bytes of them, or `None` when nothing is there (Linux: `iommu_map_mmio_space`).
+    #[doc(alias = "iommu_map_mmio_space")]
+    fn map_mmio(&self, base: PhysAddr, len: u64) -> Option<Arc<dyn Mmio>>;
+
+    /// Configuration space of the machine.
+    fn config_space(&self) -> &dyn ConfigSpace;
+
+    /// The message that the IOMMU at `unit` is to send when it wants [`crate::AmdVi::handle_interrupt`] called, or `None`
+    /// when the machine has no interrupt for it; then somebody must call that from time to time.
+    fn msi_message(&self, unit: PciAddress) -> Option<MsiMessage>;
+}

@@ -1,0 +1,167 @@
+//! The event log: a ring that the unit fills and the driver empties.
+
+use alloc::sync::Arc;
+use core::time::Duration;
+
+use platform::sync::Mutex;
+use platform::sync::atomic::Ordering;
+use platform::{OutOfFrames, Platform, TimedOut, time};
+
+use crate::control::ControlRegister;
+use crate::event::Event;
+use crate::memory::Region;
+use crate::registers::{Registers, Status, offset, ring_base};
+
+/// How long an entry that the tail has passed may stay unwritten (errata 732 and 733).
+const ENTRY_TIMEOUT: Duration = Duration::from_millis(10);
+
+/// How many entries are taken out under one hold of the lock.
+const BATCH: usize = 16;
+
+/// What went through the log so far.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub struct LogStatistics {
+    /// Entries read.
+    pub events: u64,
+    /// Entries that the tail had passed and that were never written.
+    pub unwritten: u64,
+    /// How often the log overflowed and was restarted.
+    pub overflows: u64,
+}
+
+#[derive(Debug, Default)]
+struct Reader {
+    /// Byte offset of the next entry to read.
+    head: u64,
+    statistics: LogStatistics,
+}
+
+/// The event log of a unit.
+#[derive(Debug)]
+pub struct EventLog {
+    ring: Region,
+    registers: Registers,
+    platform: Arc<dyn Platform>,
+    reader: Mutex<Reader>,
+}
+
+impl EventLog {
+    /// A log of `2^log2_entries` entries (8 to 15), which the unit does not know yet.
+    ///
+    /// # Errors
+    /// [`OutOfFrames`] when there is no memory for it.
+    pub(crate) fn new(
+        platform: &Arc<dyn Platform>,
+        registers: Registers,
+        log2_entries: u32,
+    ) -> Result<Self, OutOfFrames> {
+        let ring = Region::new(platform, Event::SIZE << log2_entries.clamp(8, 15))?;
+        Ok(Self { ring, registers, platform: platform.clone(), reader: Mutex::new(Reader::default()) })
+    }
+
+    /// Tells the unit where the log is and empties it. The unit must not be logging (EventLogRun = 0).
+    #[doc(alias = "iommu_enable_event_buffer")]
+    pub(crate) fn program(&self) {
+        let log2_entries = (self.ring.size() / Event::SIZE).trailing_zeros();
+        self.registers.write(offset::EVENT_LOG_BASE, ring_base(self.ring.base(), log2_entries));
+        self.rewind(&mut self.reader.lock());
+    }
+
+    fn rewind(&self, reader: &mut Reader) {
+        self.registers.write(offset::EVENT_HEAD, 0);
+        self.registers.write(offset::EVENT_TAIL, 0);
+        reader.head = 0;
+    }
+
+    /// What went through so far.
+    pub fn statistics(&self) -> LogStatistics {
+        self.reader.lock().statistics
+    }
+
+    /// Takes out every entry that is there now and hands it to `sink`, oldest first (Linux: `iommu_poll_events`). Returns
+    /// how many. `sink` runs without a lock held.
+    #[doc(alias = "iommu_poll_events")]
+    pub(crate) fn drain(&self, sink: &mut dyn FnMut(Event)) -> usize {
+        // What is logged meanwhile raises the status bit again; so one round of the ring is enough, and it ends.
+        let mut left = (self.ring.size() / Event::SIZE) as usize;
+        let mut drained = 0;
+        while left > 0 {
+            let mut batch = [None; BATCH];
+            let taken = self.take(&mut batch[..BATCH.min(left)]);
+            batch.iter().flatten().for_each(|event| sink(*event));
+            drained += batch.iter().flatten().count();
+            if taken == 0 {
+                break;
+            }
+            left -= taken;
+        }
+        drained
+    }
+
+    /// Moves up to `batch.len()` entries out of the ring. Returns how many the head moved over.
+    fn take(&self, batch: &mut [Option<Event>]) -> usize {
+        let mask = self.ring.size() - 1;
+        let mut reader = self.reader.lock();
+        let tail = self.registers.read(offset::EVENT_TAIL) & mask & !(Event::SIZE - 1);
+        let mut taken = 0;
+        while reader.head != tail && taken < batch.len() {
+            let (first, second) = (self.ring.word(reader.head), self.ring.word(reader.head + 8));
+            // The tail may be seen before the entry: its code is still 0 then.
+            let written = || first.load(Ordering::Acquire) >> 60 != 0;
+            if time::poll_until(&*self.platform, ENTRY_TIMEOUT, written).is_ok() {
+                batch[taken] =
+                    Some(Event::from_words(first.load(Ordering::Acquire), second.load(Ordering::Relaxed)));
+                reader.statistics.events += 1;
+            } else {
+                reader.statistics.unwritten += 1;
+            }
+            // So that the next round through the ring can tell whether it has been written.
+            first.store(0, Ordering::Relaxed);
+            second.store(0, Ordering::Relaxed);
+            reader.head = (reader.head + Event::SIZE) & mask;
+            taken += 1;
+        }
+        if taken != 0 {
+            self.registers.write(offset::EVENT_HEAD, reader.head);
+        }
+        taken
+    }
+
+    /// Restarts the log after an overflow: until then the unit drops every event (Linux: `amd_iommu_restart_log`). Entries
+    /// that are still in it are lost, so drain first.
+    ///
+    /// # Errors
+    /// [`TimedOut`] when the unit does not stop logging.
+    #[doc(alias = "amd_iommu_restart_log")]
+    pub(crate) fn restart(&self, control: &ControlRegister) -> Result<(), TimedOut> {
+        let mut control = control.lock();
+        let clock: &dyn Platform = &*self.platform;
+        let mut interrupts = false;
+        control.update(|value| {
+            interrupts = value.event_int_en();
+            value.with_event_log_en(false).with_event_int_en(false)
+        });
+        control.wait(clock, |status| !status.event_log_run())?;
+        self.registers.clear_status(Status::new().with_event_overflow(true).with_event_log_int(true));
+        {
+            let mut reader = self.reader.lock();
+            reader.statistics.overflows += 1;
+            // Old entries must not be taken for new ones once the ring comes round.
+            for offset in (0..self.ring.size()).step_by(8) {
+                self.ring.word(offset).store(0, Ordering::Relaxed);
+            }
+            self.rewind(&mut reader);
+        }
+        control.update(|value| value.with_event_log_en(true).with_event_int_en(interrupts));
+        Ok(())
+    }
+
+    /// Gives the memory back.
+    ///
+    /// # Safety
+    /// The unit does not log any more.
+    pub(crate) unsafe fn free(self) {
+        // SAFETY: handed on.
+        unsafe { self.ring.free() };
+    }
+}

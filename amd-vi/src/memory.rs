@@ -1,0 +1,60 @@
+//! Memory that the unit reads and writes: device tables, rings, completion words.
+
+use alloc::sync::Arc;
+
+use platform::frames::FRAME_SIZE;
+use platform::sync::atomic::AtomicU64;
+use platform::{FrameRequest, OutOfFrames, PhysAddr, Platform};
+
+/// A run of frames whose size is a power of two.
+///
+/// Dropping it leaks the frames: only who knows that the unit does not reach them any more may free them.
+#[derive(Debug)]
+pub(crate) struct Region {
+    platform: Arc<dyn Platform>,
+    base: PhysAddr,
+    size: u64,
+}
+
+impl Region {
+    /// The highest address that a base register or a table entry can express.
+    const LIMIT: PhysAddr = PhysAddr::new((1 << 52) - 1);
+
+    /// Zeroed memory of `size` bytes at least.
+    pub(crate) fn new(platform: &Arc<dyn Platform>, size: u64) -> Result<Self, OutOfFrames> {
+        let size = size.max(FRAME_SIZE as u64).next_power_of_two();
+        let request = FrameRequest { size: size as usize, align: FRAME_SIZE, limit: Self::LIMIT };
+        let base = platform.alloc(request)?;
+        Ok(Self { platform: platform.clone(), base, size })
+    }
+
+    /// Where the unit finds it.
+    #[inline]
+    pub(crate) fn base(&self) -> PhysAddr {
+        self.base
+    }
+
+    /// Bytes in it.
+    #[inline]
+    pub(crate) fn size(&self) -> u64 {
+        self.size
+    }
+
+    /// The word at byte `offset`, taken modulo the size and rounded down to a word.
+    #[inline]
+    pub(crate) fn word(&self, offset: u64) -> &AtomicU64 {
+        let at = self.base.wrapping_add(offset & (self.size - 1) & !7);
+        // SAFETY: the offset lies within the region, which stays allocated as long as `self` (only `free` gives it back, and
+        // takes `self`); the driver and the unit access it by words alone.
+        unsafe { self.platform.window().word(at) }
+    }
+
+    /// Gives the frames back.
+    ///
+    /// # Safety
+    /// The unit does not reach them any more.
+    pub(crate) unsafe fn free(self) {
+        // SAFETY: they came from one `alloc` of this size; the caller promises that nobody uses them.
+        unsafe { self.platform.free(self.base, self.size as usize) };
+    }
+}

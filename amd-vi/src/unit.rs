@@ -1,0 +1,302 @@
+//! One IOMMU (Linux: `struct amd_iommu`).
+
+use alloc::sync::Arc;
+use alloc::vec::Vec;
+use core::fmt;
+
+use platform::pci::PciAddress;
+use platform::{Platform, TimedOut};
+
+use crate::command::Command;
+use crate::command_queue::{CommandError, CommandQueue};
+use crate::completion::Ticket;
+use crate::config::Config;
+use crate::control::ControlRegister;
+use crate::invalidate::{Cover, MOST_BLOCKS, split};
+use crate::ivrs::{Ivhd, IvhdFlags};
+use crate::log::EventLog;
+use crate::pci_capability::IommuCapability;
+use crate::registers::{Control, ExtendedFeatures, ExtendedFeatures2, InvTimeout, Registers, offset};
+
+/// One IOMMU: its registers, its command buffer and its event log.
+#[doc(alias = "amd_iommu")]
+pub struct Unit {
+    index: usize,
+    ivhd: Ivhd,
+    features: ExtendedFeatures,
+    features2: ExtendedFeatures2,
+    np_cache: bool,
+    registers: Registers,
+    control: ControlRegister,
+    commands: CommandQueue,
+    events: EventLog,
+    platform: Arc<dyn Platform>,
+}
+
+impl Unit {
+    pub(crate) fn new(
+        index: usize,
+        ivhd: Ivhd,
+        capability: IommuCapability,
+        registers: Registers,
+        platform: &Arc<dyn Platform>,
+        config: &Config,
+    ) -> Result<Self, platform::OutOfFrames> {
+        let (features, features2) = if capability.efr_sup() {
+            (registers.extended_features(), registers.extended_features_2())
+        } else {
+            (ExtendedFeatures::new(), ExtendedFeatures2::new())
+        };
+        let commands =
+            CommandQueue::new(platform, registers.clone(), config.log2_commands, config.command_timeout)?;
+        let events = match EventLog::new(platform, registers.clone(), config.log2_events) {
+            Ok(events) => events,
+            Err(error) => {
+                // SAFETY: the unit has never been told of the ring.
+                unsafe { commands.free() };
+                return Err(error);
+            }
+        };
+        Ok(Self {
+            index,
+            features,
+            features2,
+            np_cache: capability.np_cache(),
+            control: ControlRegister::new(registers.clone()),
+            commands,
+            events,
+            registers,
+            ivhd,
+            platform: platform.clone(),
+        })
+    }
+
+    /// Its number among the driver's units.
+    pub fn index(&self) -> usize {
+        self.index
+    }
+
+    /// Its own PCI function.
+    pub fn address(&self) -> PciAddress {
+        self.ivhd.address
+    }
+
+    /// What firmware says of it.
+    pub fn ivhd(&self) -> &Ivhd {
+        &self.ivhd
+    }
+
+    /// The extended features, zero when the unit has no such register.
+    pub fn features(&self) -> ExtendedFeatures {
+        self.features
+    }
+
+    /// The second register of extended features.
+    pub fn features2(&self) -> ExtendedFeatures2 {
+        self.features2
+    }
+
+    /// Whether firmware's images of the feature registers, where it gives them, are what the registers say (Linux warns
+    /// otherwise, and believes the registers).
+    pub fn features_match_firmware(&self) -> bool {
+        self.ivhd.efr.is_none_or(|image| image == self.features)
+            && self.ivhd.efr2.is_none_or(|image| image == self.features2)
+    }
+
+    /// Whether it may remember that nothing was mapped (NpCache).
+    pub fn np_cache(&self) -> bool {
+        self.np_cache
+    }
+
+    /// The most levels that a host page table may have here, `None` when it does not translate with such tables.
+    pub fn host_levels(&self) -> Option<u8> {
+        if self.ivhd.host_translation_disabled() { None } else { self.features.host_levels() }
+    }
+
+    /// Its command buffer.
+    pub fn commands(&self) -> &CommandQueue {
+        &self.commands
+    }
+
+    /// Its event log.
+    pub fn events(&self) -> &EventLog {
+        &self.events
+    }
+
+    /// Its registers.
+    pub fn registers(&self) -> &Registers {
+        &self.registers
+    }
+
+    pub(crate) fn control(&self) -> &ControlRegister {
+        &self.control
+    }
+
+    /// Stops everything: logs and commands first, translation last, and waits until nothing runs (Linux: `iommu_disable`).
+    /// Devices then reach memory unchecked.
+    #[doc(alias = "iommu_disable")]
+    pub(crate) fn disable(&self) -> Result<(), TimedOut> {
+        self.commands.stop();
+        let mut control = self.control.lock();
+        control.update(|control| {
+            control
+                .with_cmd_buf_en(false)
+                .with_event_int_en(false)
+                .with_event_log_en(false)
+                .with_com_wait_int_en(false)
+                .with_ppr_log_en(false)
+                .with_ppr_int_en(false)
+                .with_ppr_en(false)
+                .with_ga_log_en(false)
+                .with_ga_int_en(false)
+        });
+        control.update(|control| control.with_iommu_en(false));
+        control.wait(&*self.platform, |status| {
+            !(status.cmd_buf_run() || status.event_log_run() || status.ppr_log_run() || status.ga_log_run())
+        })
+    }
+
+    /// Brings the unit from stopped to translating (Linux: `early_enable_iommu`). `device_table` is the value of the base
+    /// register. Interrupts stay off.
+    #[doc(alias = "early_enable_iommu")]
+    pub(crate) fn enable(&self, device_table: u64) -> Result<(), TimedOut> {
+        self.init_flags();
+        self.registers.write(offset::DEVICE_TABLE_BASE, device_table);
+        self.commands.program();
+        self.events.program();
+        self.registers.write(offset::EXCLUSION_BASE, 0);
+        self.registers.write(offset::EXCLUSION_LIMIT, 0);
+        let mut control = self.control.lock();
+        control.update(|control| control.with_event_log_en(true));
+        control.update(|control| control.with_cmd_buf_en(true));
+        control.update(|control| control.with_iommu_en(true));
+        control.wait(&*self.platform, |status| status.cmd_buf_run() && status.event_log_run())?;
+        drop(control);
+        self.commands.start();
+        Ok(())
+    }
+
+    /// What firmware's flags say of the control register (Linux: `iommu_init_flags`).
+    fn init_flags(&self) {
+        let flags = self.ivhd.flags;
+        self.control.lock().update(|control: Control| {
+            control
+                .with_ht_tun_en(flags.contains(IvhdFlags::HT_TUN))
+                .with_pass_pw(flags.contains(IvhdFlags::PASS_PW))
+                .with_res_pass_pw(flags.contains(IvhdFlags::RES_PASS_PW))
+                .with_isoc(flags.contains(IvhdFlags::ISOC))
+                .with_coherent(true)
+                .with_inv_timeout(InvTimeout::S1 as u8)
+        });
+    }
+
+    /// Lets events raise the unit's interrupt.
+    pub(crate) fn enable_interrupts(&self) {
+        self.control.lock().update(|control| control.with_event_int_en(true));
+    }
+
+    /// Puts commands into the ring and waits until they are done. When the wait fails because the unit stopped, the ring is
+    /// brought back for others.
+    pub(crate) fn run(&self, commands: &[Command]) -> Result<(), CommandError> {
+        let ticket = self.submit(commands)?;
+        self.wait(ticket)
+    }
+
+    /// Puts commands and a completion wait into the ring.
+    #[inline]
+    pub(crate) fn submit(&self, commands: &[Command]) -> Result<Ticket, CommandError> {
+        self.commands.submit(commands).inspect_err(|error| self.after(*error))
+    }
+
+    /// Waits for what was put in.
+    #[inline]
+    pub(crate) fn wait(&self, ticket: Ticket) -> Result<(), CommandError> {
+        self.commands.wait(ticket).inspect_err(|error| self.after(*error))
+    }
+
+    #[cold]
+    fn after(&self, error: CommandError) {
+        if matches!(error, CommandError::Timeout | CommandError::Full) {
+            // The caller has its error whatever comes of this.
+            let _ = self.commands.recover(&self.control);
+        }
+    }
+
+    /// Puts invalidations for `first` to `last` (inclusive) of `domain` into the ring (Linux: `amd_iommu_domain_flush_pages`).
+    ///
+    /// Cached table pointers always go too: most unmaps free tables sooner or later, and one command does both.
+    #[doc(alias = "amd_iommu_domain_flush_pages")]
+    #[inline]
+    pub(crate) fn submit_pages(&self, domain: u16, first: u64, last: u64) -> Result<Ticket, CommandError> {
+        if !self.np_cache {
+            let cover = Cover::containing(first, last);
+            return self.submit(&[Command::invalidate_iommu_pages(domain, cover, true)]);
+        }
+        let mut commands = [Command::completion_interrupt(); MOST_BLOCKS];
+        let mut count = 0;
+        for cover in split(first, last) {
+            let Some(command) = commands.get_mut(count) else {
+                return self.submit(&[Command::invalidate_iommu_pages(domain, Cover::ALL, true)]);
+            };
+            *command = Command::invalidate_iommu_pages(domain, cover, true);
+            count += 1;
+        }
+        self.submit(&commands[..count])
+    }
+
+    /// Makes the unit forget every translation of `domain` (Linux: `amd_iommu_flush_tlb_domid`).
+    pub(crate) fn flush_domain(&self, domain: u16) -> Result<(), CommandError> {
+        self.run(&[Command::invalidate_iommu_pages(domain, Cover::ALL, true)])
+    }
+
+    /// Makes the unit forget the device table entry of `device` (Linux: `iommu_flush_dte`) and its interrupt entries.
+    #[doc(alias = "iommu_flush_dte")]
+    pub(crate) fn flush_dte(&self, device: u16) -> Result<(), CommandError> {
+        self.run(&[Command::invalidate_devtab_entry(device), Command::invalidate_interrupt_table(device)])
+    }
+
+    /// Makes the unit forget everything (Linux: `amd_iommu_flush_all_caches`). `highest` is the last device of its table.
+    #[doc(alias = "amd_iommu_flush_all_caches")]
+    pub(crate) fn flush_all_caches(&self, highest: u16) -> Result<(), CommandError> {
+        if self.features.ia_sup() {
+            return self.run(&[Command::invalidate_iommu_all()]);
+        }
+        let devices = (0..=highest).flat_map(|device| {
+            [Command::invalidate_devtab_entry(device), Command::invalidate_interrupt_table(device)]
+        });
+        let domains = (0..=u16::MAX).map(|domain| Command::invalidate_iommu_pages(domain, Cover::ALL, true));
+        // One wait for each so many commands: with a wait only at the end, a slow unit would look dead.
+        const CHUNK: usize = 256;
+        let mut chunk = Vec::with_capacity(CHUNK);
+        for command in devices.chain(domains) {
+            chunk.push(command);
+            if chunk.len() == CHUNK {
+                self.run(&chunk)?;
+                chunk.clear();
+            }
+        }
+        self.run(&chunk)
+    }
+
+    /// Gives rings and logs back.
+    ///
+    /// # Safety
+    /// The unit is disabled and stays so.
+    pub(crate) unsafe fn free(self) {
+        // SAFETY: a disabled unit neither fetches commands nor logs.
+        unsafe {
+            self.commands.free();
+            self.events.free();
+        }
+    }
+}
+
+impl fmt::Debug for Unit {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Unit")
+            .field("address", &self.ivhd.address)
+            .field("features", &self.features)
+            .field("np_cache", &self.np_cache)
+            .finish_non_exhaustive()
+    }
+}
