@@ -1,0 +1,45 @@
+//! What kind of AMD IOMMU it is, and how it may misbehave.
+
+/// EFR bits that the model can have (MMIO 0030h).
+const IA_SUP: u64 = 1 << 6;
+/// HATS = 2: host tables of up to 6 levels.
+const HATS_6_LEVELS: u64 = 2 << 10;
+
+/// The unit's features and switches.
+#[derive(Clone, Debug)]
+pub struct Config {
+    /// The Extended Feature Register.
+    pub efr: u64,
+    /// Capability bit NpCache: results "not present" are remembered too.
+    pub np_cache: bool,
+    /// How many page translations are kept; the oldest go first. `None` keeps all until a command names them.
+    pub iotlb_capacity: Option<usize>,
+    /// Whether an invalidation that meets a part of a large page drops all of it. A real unit may do either; the strict
+    /// reading finds more mistakes.
+    pub lenient_invalidation: bool,
+}
+
+impl Default for Config {
+    fn default() -> Self {
+        Self {
+            efr: IA_SUP | HATS_6_LEVELS,
+            np_cache: false,
+            iotlb_capacity: None,
+            lenient_invalidation: false,
+        }
+    }
+}
+
+impl Config {
+    pub(super) fn has_invalidate_all(&self) -> bool {
+        self.efr & IA_SUP != 0
+    }
+
+    /// The most levels that a host table may have; 0 when host translation is off.
+    pub(super) fn max_levels(&self) -> u32 {
+        match self.efr >> 10 & 3 {
+            3 => 0,
+            hats => hats as u32 + 4,
+        }
+    }
+}

@@ -1,0 +1,93 @@
+//! Device table entries, as hardware reads them.
+
+use crate::ram::Ram;
+
+/// A device table entry, in its four words.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(super) struct Dte([u64; 4]);
+
+/// Bits that must be zero in words 0 to 3.
+const RESERVED: [u64; 4] = [0x8000_0000_0000_007c, 0, 0x0030_0000_0000_0000, 0x003f_0000_0000_7fff];
+/// Fields of word 0 that belong to features which this unit does not have: HAD, PPR, GPRP, GIoV, GV, GLX, GCR3.
+const ABSENT_FEATURES_0: u64 = 0x1ff0_0000_0000_0180;
+
+impl Dte {
+    /// Reads an entry as hardware does: in two halves of 16 bytes.
+    pub(super) fn read(ram: &Ram, at: u64) -> Option<Self> {
+        let mut words = [0; 4];
+        for (index, word) in words.iter_mut().enumerate() {
+            *word = ram.read64(at + 8 * index as u64).ok()?;
+        }
+        Some(Self(words))
+    }
+
+    /// V.
+    pub(super) fn valid(self) -> bool {
+        self.0[0] & 1 != 0
+    }
+
+    /// TV.
+    pub(super) fn translation_valid(self) -> bool {
+        self.0[0] & 2 != 0
+    }
+
+    /// Mode: levels of the host table.
+    pub(super) fn mode(self) -> u32 {
+        (self.0[0] >> 9 & 7) as u32
+    }
+
+    /// The host table's root.
+    pub(super) fn root(self) -> u64 {
+        self.0[0] & 0x000f_ffff_ffff_f000
+    }
+
+    /// IR.
+    pub(super) fn read_allowed(self) -> bool {
+        self.0[0] >> 61 & 1 != 0
+    }
+
+    /// IW.
+    pub(super) fn write_allowed(self) -> bool {
+        self.0[0] >> 62 & 1 != 0
+    }
+
+    /// DomainID.
+    pub(super) fn domain(self) -> u16 {
+        self.0[1] as u16
+    }
+
+    /// SE: page faults after the first are not logged.
+    pub(super) fn suppress_repeats(self) -> bool {
+        self.0[1] >> 33 & 1 != 0
+    }
+
+    /// SA: no page fault is logged.
+    pub(super) fn suppress_all(self) -> bool {
+        self.0[1] >> 34 & 1 != 0
+    }
+
+    /// IV.
+    pub(super) fn interrupts_valid(self) -> bool {
+        self.0[2] & 1 != 0
+    }
+
+    /// IntTabLen.
+    pub(super) fn interrupt_table_len(self) -> u32 {
+        (self.0[2] >> 1 & 0xf) as u32
+    }
+
+    /// IntCtl.
+    pub(super) fn interrupt_control(self) -> u32 {
+        (self.0[2] >> 60 & 3) as u32
+    }
+
+    /// Whether a bit that must be zero is set in the half for memory requests.
+    pub(super) fn memory_half_reserved(self) -> bool {
+        self.0[0] & (RESERVED[0] | ABSENT_FEATURES_0) != 0 || self.0[1] & RESERVED[1] != 0
+    }
+
+    /// Whether a bit that must be zero is set in the half for interrupts.
+    pub(super) fn interrupt_half_reserved(self) -> bool {
+        self.0[2] & RESERVED[2] != 0 || self.0[3] & RESERVED[3] != 0
+    }
+}

@@ -1,0 +1,93 @@
+//! Events: what the unit writes to its log.
+
+/// One entry of the event log.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(super) struct Event {
+    pub(super) first: u64,
+    pub(super) second: u64,
+}
+
+const I: u64 = 1 << 51;
+const PR: u64 = 1 << 52;
+const RW: u64 = 1 << 53;
+const PE: u64 = 1 << 54;
+const RZ: u64 = 1 << 55;
+
+/// Why a memory request was refused.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(super) enum Refusal {
+    /// No translation: PR = 0.
+    NotPresent,
+    /// Present, but not for this access: PR = 1, PE = 1.
+    Permission,
+    /// A reserved bit is set in a table entry: PR = 1, RZ = 1.
+    ReservedBit,
+    /// A level or size that cannot be: PR = 1, RZ = 0.
+    BadLevel,
+    /// A table could not be read.
+    TableUnreadable(u64),
+}
+
+impl Event {
+    /// IO_PAGE_FAULT, or PAGE_TAB_HARDWARE_ERROR when a table could not be read.
+    pub(super) fn page_fault(device: u16, domain: u16, address: u64, write: bool, refusal: Refusal) -> Self {
+        let who = u64::from(device) | u64::from(domain) << 32;
+        let rw = if write { RW } else { 0 };
+        let flags = match refusal {
+            Refusal::NotPresent => 0,
+            Refusal::Permission => PR | PE,
+            Refusal::ReservedBit => PR | RZ,
+            Refusal::BadLevel => PR,
+            Refusal::TableUnreadable(at) => {
+                const MASTER_ABORT: u64 = 1 << 57;
+                return Self { first: 4 << 60 | MASTER_ABORT | rw | who, second: at & !7 };
+            }
+        };
+        Self { first: 2 << 60 | flags | rw | who, second: address }
+    }
+
+    /// ILLEGAL_DEV_TABLE_ENTRY.
+    pub(super) fn illegal_dte(
+        device: u16,
+        address: u64,
+        write: bool,
+        interrupt: bool,
+        reserved: bool,
+    ) -> Self {
+        let mut first = 1 << 60 | u64::from(device);
+        if interrupt {
+            first |= I;
+        } else if write {
+            first |= RW;
+        }
+        if reserved {
+            first |= RZ;
+        }
+        Self { first, second: address & !3 }
+    }
+
+    /// DEV_TAB_HARDWARE_ERROR: the entry at `at` could not be read.
+    pub(super) fn device_table_error(device: u16, at: u64, interrupt: bool) -> Self {
+        const MASTER_ABORT: u64 = 1 << 57;
+        Self {
+            first: 3 << 60 | MASTER_ABORT | if interrupt { I } else { 0 } | u64::from(device),
+            second: at & !15,
+        }
+    }
+
+    /// ILLEGAL_COMMAND_ERROR.
+    pub(super) fn illegal_command(at: u64) -> Self {
+        Self { first: 5 << 60, second: at & !15 }
+    }
+
+    /// COMMAND_HARDWARE_ERROR.
+    pub(super) fn command_hardware_error(at: u64) -> Self {
+        const MASTER_ABORT: u64 = 1 << 57;
+        Self { first: 6 << 60 | MASTER_ABORT, second: at & !15 }
+    }
+
+    /// INVALID_DEVICE_REQUEST of a type (TR = 0).
+    pub(super) fn invalid_request(device: u16, address: u64, kind: u64) -> Self {
+        Self { first: 8 << 60 | kind << 57 | u64::from(device), second: address }
+    }
+}

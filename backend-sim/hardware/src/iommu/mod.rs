@@ -1,0 +1,462 @@
+//! An AMD IOMMU, written from the specification: registers, device-table and translation caches, a command processor on a
+//! thread of its own, an event log, its interrupt.
+//!
+//! It remembers as much as hardware may: a translation stays in use until the command that names it. A device's access holds
+//! the caches for reading and a command takes them for writing, so when a command's effect is there, no access that began
+//! before it is still under way; a completion wait comes after the effects of all commands before it.
+
+mod cache;
+mod commands;
+mod config;
+mod device_table;
+mod event;
+mod registers;
+mod walker;
+
+use std::fmt;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::thread::JoinHandle;
+
+use parking_lot::{Condvar, Mutex, RwLock};
+use platform::Mmio;
+use platform::pci::RequesterId;
+
+use self::cache::{Caches, Leaf};
+pub use self::config::Config;
+use self::device_table::Dte;
+use self::event::{Event, Refusal};
+use self::registers::{REGION, Registers, offset};
+use crate::bus::{BusError, MessageSink, Remapper, Translated};
+use crate::ram::Ram;
+
+/// What the unit has done since the start.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub struct Stats {
+    /// Memory requests of devices, in the pieces that were translated for themselves.
+    pub requests: u64,
+    /// Requests whose translation was cached.
+    pub iotlb_hits: u64,
+    /// Requests that walked a table.
+    pub iotlb_misses: u64,
+    /// Commands executed, by opcode.
+    pub commands: [u64; 16],
+    /// Events written to the log.
+    pub events: u64,
+    /// Events that found no room.
+    pub dropped_events: u64,
+}
+
+#[derive(Default)]
+struct Counters {
+    hits: AtomicU64,
+    misses: AtomicU64,
+    untranslated: AtomicU64,
+    commands: [AtomicU64; 16],
+    events: AtomicU64,
+    dropped_events: AtomicU64,
+}
+
+#[derive(Clone, Copy, Default)]
+struct Msi {
+    address: u64,
+    data: u32,
+    enabled: bool,
+}
+
+/// The unit.
+pub struct AmdIommu {
+    shared: Arc<Shared>,
+    processor: Mutex<Option<JoinHandle<()>>>,
+}
+
+/// What the unit and its command processor share.
+struct Shared {
+    config: Config,
+    ram: Arc<Ram>,
+    sink: Arc<dyn MessageSink>,
+    registers: Mutex<Registers>,
+    /// IommuEn, to be read without the lock.
+    enabled: AtomicBool,
+    caches: RwLock<Caches>,
+    counters: Counters,
+    msi: Mutex<Msi>,
+    /// Completion waits whose store will be lost.
+    lost_completions: AtomicU64,
+    doorbell: AtomicBool,
+    asleep: Mutex<bool>,
+    wake: Condvar,
+    stop: AtomicBool,
+}
+
+impl AmdIommu {
+    /// A unit after reset. Its interrupt goes to `sink`.
+    pub fn new(config: Config, ram: Arc<Ram>, sink: Arc<dyn MessageSink>) -> Arc<Self> {
+        let shared = Arc::new(Shared {
+            registers: Mutex::new(Registers::new(config.efr)),
+            config,
+            ram,
+            sink,
+            enabled: AtomicBool::new(false),
+            caches: RwLock::default(),
+            counters: Counters::default(),
+            msi: Mutex::default(),
+            lost_completions: AtomicU64::new(0),
+            doorbell: AtomicBool::new(false),
+            asleep: Mutex::new(false),
+            wake: Condvar::new(),
+            stop: AtomicBool::new(false),
+        });
+        let processor = std::thread::Builder::new().name("iommu".into()).spawn({
+            let shared = Arc::clone(&shared);
+            move || shared.process_commands()
+        });
+        Arc::new(Self { shared, processor: Mutex::new(processor.ok()) })
+    }
+
+    /// What its PCI function's MSI capability says now.
+    pub fn set_msi(&self, address: u64, data: u32, enabled: bool) {
+        *self.shared.msi.lock() = Msi { address, data, enabled };
+    }
+
+    /// Counters since the start.
+    pub fn stats(&self) -> Stats {
+        let counters = &self.shared.counters;
+        let load = |counter: &AtomicU64| counter.load(Ordering::Relaxed);
+        let (hits, misses) = (load(&counters.hits), load(&counters.misses));
+        Stats {
+            requests: hits + misses + load(&counters.untranslated),
+            iotlb_hits: hits,
+            iotlb_misses: misses,
+            commands: std::array::from_fn(|opcode| load(&counters.commands[opcode])),
+            events: load(&counters.events),
+            dropped_events: load(&counters.dropped_events),
+        }
+    }
+
+    /// Misbehaves: the stores of the next `count` completion waits are lost.
+    pub fn drop_completions(&self, count: u64) {
+        self.shared.lost_completions.store(count, Ordering::Relaxed);
+    }
+
+    /// Stops the command processor and waits for it.
+    pub fn shutdown(&self) {
+        self.shared.stop.store(true, Ordering::Release);
+        self.shared.ring_doorbell();
+        if let Some(processor) = self.processor.lock().take() {
+            // A processor that has panicked has said so.
+            let _ = processor.join();
+        }
+    }
+}
+
+impl Drop for AmdIommu {
+    fn drop(&mut self) {
+        self.shutdown();
+    }
+}
+
+impl fmt::Debug for AmdIommu {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("AmdIommu").field("config", &self.shared.config).finish_non_exhaustive()
+    }
+}
+
+/// What becomes of a memory request.
+enum Outcome {
+    Pass(Translated),
+    Refuse(Event),
+    /// Refused, and nothing is logged.
+    RefuseSilently,
+    /// Not cached: it takes a look at memory.
+    Miss,
+}
+
+impl Shared {
+    /// Answers a request from the caches alone.
+    fn from_cache(&self, caches: &Caches, device: u16, address: u64, len: u64, write: bool) -> Outcome {
+        let Some(dte) = caches.dte(device) else { return Outcome::Miss };
+        if let Some(outcome) = self.without_table(dte, device, address, len, write) {
+            return outcome;
+        }
+        let Some(leaf) = caches.leaf(dte.domain(), address) else {
+            if caches.is_absent(dte.domain(), address) {
+                return refuse(caches, dte, device, address, write, Refusal::NotPresent);
+            }
+            return Outcome::Miss;
+        };
+        self.use_leaf(caches, dte, leaf, device, address, len, write)
+    }
+
+    /// What needs no table: an entry that is not valid, does not translate, or is illegal.
+    fn without_table(&self, dte: Dte, device: u16, address: u64, len: u64, write: bool) -> Option<Outcome> {
+        let untranslated = Outcome::Pass(Translated { phys: address, len });
+        if !dte.valid() {
+            return Some(untranslated);
+        }
+        if dte.memory_half_reserved() {
+            return Some(Outcome::Refuse(Event::illegal_dte(device, address, write, false, true)));
+        }
+        if !dte.translation_valid() {
+            let event = Event::page_fault(device, dte.domain(), address, write, Refusal::NotPresent);
+            return Some(Outcome::Refuse(event));
+        }
+        match dte.mode() {
+            0 => {
+                let allowed = if write { dte.write_allowed() } else { dte.read_allowed() };
+                let fault = || Event::page_fault(device, dte.domain(), address, write, Refusal::Permission);
+                Some(if allowed { untranslated } else { Outcome::Refuse(fault()) })
+            }
+            mode if mode == 7 || mode > self.config.max_levels() => {
+                Some(Outcome::Refuse(Event::illegal_dte(device, address, write, false, false)))
+            }
+            _ => None,
+        }
+    }
+
+    #[allow(clippy::too_many_arguments)]
+    fn use_leaf(
+        &self,
+        caches: &Caches,
+        dte: Dte,
+        leaf: Leaf,
+        device: u16,
+        address: u64,
+        len: u64,
+        write: bool,
+    ) -> Outcome {
+        let allowed = if write { leaf.write && dte.write_allowed() } else { leaf.read && dte.read_allowed() };
+        if !allowed {
+            return refuse(caches, dte, device, address, write, Refusal::Permission);
+        }
+        let offset = address & ((1 << leaf.shift) - 1);
+        Outcome::Pass(Translated { phys: leaf.phys + offset, len: len.min((1 << leaf.shift) - offset) })
+    }
+
+    /// Fetches what the caches miss. `Err` is the request's end.
+    fn fetch(&self, device: u16, address: u64, write: bool) -> Result<(), Option<Event>> {
+        let mut caches = self.caches.write();
+        let dte = match caches.dte(device) {
+            Some(dte) => dte,
+            None => {
+                let Some(at) = self.registers.lock().dte_address(device) else {
+                    return Err(Some(Event::page_fault(device, 0, address, write, Refusal::NotPresent)));
+                };
+                let Some(dte) = Dte::read(&self.ram, at) else {
+                    return Err(Some(Event::device_table_error(device, at, false)));
+                };
+                caches.insert_dte(device, dte);
+                return Ok(());
+            }
+        };
+        if caches.leaf(dte.domain(), address).is_some() {
+            return Ok(());
+        }
+        match walker::walk(&self.ram, &mut caches, dte, address, write) {
+            Ok(leaf) => {
+                caches.insert_leaf(dte.domain(), address, leaf, self.config.iotlb_capacity);
+                Ok(())
+            }
+            Err(refusal) => {
+                if refusal == Refusal::NotPresent && self.config.np_cache {
+                    caches.insert_absent(dte.domain(), address);
+                }
+                let suppressed =
+                    dte.suppress_all() || dte.suppress_repeats() && !caches.faulted.insert(device);
+                let event = Event::page_fault(device, dte.domain(), address, write, refusal);
+                Err((!suppressed).then_some(event))
+            }
+        }
+    }
+
+    /// The device table entry for an interrupt.
+    fn dte_for_interrupt(&self, device: u16) -> Result<Dte, Event> {
+        if let Some(dte) = self.caches.read().dte(device) {
+            return Ok(dte);
+        }
+        let mut caches = self.caches.write();
+        let Some(at) = self.registers.lock().dte_address(device) else {
+            return Err(Event::page_fault(device, 0, 0, true, Refusal::NotPresent));
+        };
+        let dte = Dte::read(&self.ram, at).ok_or_else(|| Event::device_table_error(device, at, true))?;
+        caches.insert_dte(device, dte);
+        Ok(dte)
+    }
+
+    /// Writes an event to the log, and raises the unit's interrupt.
+    fn log(&self, event: Event) {
+        let mut registers = self.registers.lock();
+        let interrupt = registers.event_interrupt_enabled();
+        let Some(at) = registers.next_event() else {
+            self.counters.dropped_events.fetch_add(1, Ordering::Relaxed);
+            drop(registers);
+            if interrupt {
+                self.raise_msi();
+            }
+            return;
+        };
+        // The word with the code last: who sees it sees the address. A log that is no memory loses its events.
+        let written = self.ram.write64(at + 8, event.second).and_then(|()| self.ram.write64(at, event.first));
+        if written.is_ok() {
+            registers.event_written();
+            self.counters.events.fetch_add(1, Ordering::Relaxed);
+        }
+        drop(registers);
+        if interrupt {
+            self.raise_msi();
+        }
+    }
+
+    fn raise_msi(&self) {
+        let msi = *self.msi.lock();
+        if msi.enabled {
+            self.sink.message(msi.address, msi.data);
+        }
+    }
+
+    fn ring_doorbell(&self) {
+        self.doorbell.store(true, Ordering::SeqCst);
+        if *self.asleep.lock() {
+            self.wake.notify_one();
+        }
+    }
+}
+
+/// A page fault, unless the entry keeps it out of the log.
+fn refuse(caches: &Caches, dte: Dte, device: u16, address: u64, write: bool, refusal: Refusal) -> Outcome {
+    if dte.suppress_all() || dte.suppress_repeats() && caches.faulted.contains(&device) {
+        return Outcome::RefuseSilently;
+    }
+    Outcome::Refuse(Event::page_fault(device, dte.domain(), address, write, refusal))
+}
+
+impl Remapper for AmdIommu {
+    fn with_translation(
+        &self,
+        requester: RequesterId,
+        address: u64,
+        len: u64,
+        write: bool,
+        access: &mut dyn FnMut(Translated) -> Result<(), BusError>,
+    ) -> Result<(), BusError> {
+        let shared = &*self.shared;
+        if !shared.enabled.load(Ordering::Acquire) {
+            return access(Translated { phys: address, len });
+        }
+        let device = requester.get();
+        let mut walked = false;
+        loop {
+            let caches = shared.caches.read();
+            match shared.from_cache(&caches, device, address, len, write) {
+                Outcome::Pass(translated) => {
+                    let translates =
+                        caches.dte(device).is_some_and(|dte| dte.translation_valid() && dte.mode() != 0);
+                    let counter = match (translates, walked) {
+                        (false, _) => &shared.counters.untranslated,
+                        (true, true) => &shared.counters.misses,
+                        (true, false) => &shared.counters.hits,
+                    };
+                    counter.fetch_add(1, Ordering::Relaxed);
+                    // The caches stay held: a command waits for the access.
+                    return access(translated);
+                }
+                Outcome::Refuse(event) => {
+                    drop(caches);
+                    shared.log(event);
+                    return Err(BusError::TargetAbort);
+                }
+                Outcome::RefuseSilently => return Err(BusError::TargetAbort),
+                Outcome::Miss => {}
+            }
+            drop(caches);
+            walked = true;
+            if let Err(event) = shared.fetch(device, address, write) {
+                shared.counters.misses.fetch_add(1, Ordering::Relaxed);
+                if let Some(event) = event {
+                    shared.log(event);
+                }
+                return Err(BusError::TargetAbort);
+            }
+        }
+    }
+
+    fn interrupt(&self, requester: RequesterId, address: u64, data: u32) -> Result<(u64, u32), BusError> {
+        /// INVALID_DEVICE_REQUEST: a posted write in the interrupt range with IntCtl = 0.
+        const INTERRUPTS_OFF: u64 = 5;
+        let shared = &*self.shared;
+        if !shared.enabled.load(Ordering::Acquire) {
+            return Ok((address, data));
+        }
+        let device = requester.get();
+        let refused = |event: Event| {
+            shared.log(event);
+            Err(BusError::TargetAbort)
+        };
+        let dte = match shared.dte_for_interrupt(device) {
+            Ok(dte) => dte,
+            Err(event) => return refused(event),
+        };
+        if !dte.interrupts_valid() {
+            return Ok((address, data));
+        }
+        if dte.interrupt_half_reserved() {
+            return refused(Event::illegal_dte(device, address, true, true, true));
+        }
+        if dte.interrupt_table_len() >= 12 {
+            return refused(Event::illegal_dte(device, address, true, true, false));
+        }
+        match dte.interrupt_control() {
+            0 => refused(Event::invalid_request(device, address, INTERRUPTS_OFF)),
+            1 => Ok((address, data)),
+            // This unit has no interrupt remapping: it refuses, as it would with an empty table.
+            2 => refused(Event::invalid_request(device, address, INTERRUPTS_OFF)),
+            _ => refused(Event::illegal_dte(device, address, true, true, true)),
+        }
+    }
+}
+
+// SAFETY: the region is this value's registers, nothing else.
+unsafe impl Mmio for AmdIommu {
+    fn len(&self) -> usize {
+        REGION
+    }
+
+    fn read32(&self, at: usize) -> u32 {
+        if at % 4 != 0 || at + 4 > REGION {
+            return u32::MAX;
+        }
+        (self.shared.registers.lock().read(at & !7) >> (8 * (at & 4))) as u32
+    }
+
+    fn write32(&self, at: usize, value: u32) {
+        if at % 4 == 0 && at + 4 <= REGION {
+            let shift = 8 * (at & 4);
+            self.write(at & !7, u64::from(value) << shift, 0xffff_ffff << shift);
+        }
+    }
+
+    fn read64(&self, at: usize) -> u64 {
+        if at % 8 != 0 || at + 8 > REGION {
+            return u64::MAX;
+        }
+        self.shared.registers.lock().read(at)
+    }
+
+    fn write64(&self, at: usize, value: u64) {
+        if at % 8 == 0 && at + 8 <= REGION {
+            self.write(at, value, u64::MAX);
+        }
+    }
+}
+
+impl AmdIommu {
+    fn write(&self, at: usize, value: u64, mask: u64) {
+        let mut registers = self.shared.registers.lock();
+        registers.write(at, value, mask);
+        self.shared.enabled.store(registers.enabled(), Ordering::Release);
+        drop(registers);
+        if at == offset::COMMAND_TAIL || at == offset::CONTROL {
+            self.shared.ring_doorbell();
+        }
+    }
+}

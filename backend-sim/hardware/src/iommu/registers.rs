@@ -1,0 +1,205 @@
+//! The unit's registers: what is kept, what may be written when, and what follows from what.
+
+/// Offsets in the MMIO region.
+pub(super) mod offset {
+    pub(crate) const DEVICE_TABLE: usize = 0x0000;
+    pub(crate) const COMMAND_BASE: usize = 0x0008;
+    pub(crate) const EVENT_BASE: usize = 0x0010;
+    pub(crate) const CONTROL: usize = 0x0018;
+    pub(crate) const EXCLUSION_BASE: usize = 0x0020;
+    pub(crate) const EXCLUSION_LIMIT: usize = 0x0028;
+    pub(crate) const EFR: usize = 0x0030;
+    pub(crate) const COMMAND_HEAD: usize = 0x2000;
+    pub(crate) const COMMAND_TAIL: usize = 0x2008;
+    pub(crate) const EVENT_HEAD: usize = 0x2010;
+    pub(crate) const EVENT_TAIL: usize = 0x2018;
+    pub(crate) const STATUS: usize = 0x2020;
+}
+
+/// Bytes of the region.
+pub(super) const REGION: usize = 0x4000;
+
+const IOMMU_EN: u64 = 1 << 0;
+const EVENT_LOG_EN: u64 = 1 << 2;
+const EVENT_INT_EN: u64 = 1 << 3;
+const COM_WAIT_INT_EN: u64 = 1 << 4;
+const CMD_BUF_EN: u64 = 1 << 12;
+
+pub(super) const STATUS_EVENT_OVERFLOW: u64 = 1 << 0;
+pub(super) const STATUS_EVENT_INT: u64 = 1 << 1;
+pub(super) const STATUS_COM_WAIT_INT: u64 = 1 << 2;
+const STATUS_EVENT_RUN: u64 = 1 << 3;
+const STATUS_CMD_RUN: u64 = 1 << 4;
+/// Bits that a write of ones clears.
+const STATUS_W1C: u64 = 0x6_8e67;
+
+const BASE: u64 = 0x000f_ffff_ffff_f000;
+const POINTER: u64 = 0x7_fff0;
+
+/// The registers' contents.
+#[derive(Debug, Default)]
+pub(super) struct Registers {
+    efr: u64,
+    device_table: u64,
+    command_base: u64,
+    event_base: u64,
+    control: u64,
+    exclusion: [u64; 2],
+    command_head: u64,
+    command_tail: u64,
+    event_head: u64,
+    event_tail: u64,
+    /// The bits of the status register that are kept; the run bits follow from others.
+    status: u64,
+    /// A command error has stopped the command buffer.
+    pub(super) halted: bool,
+}
+
+/// A ring of 16-byte entries: base and size in bytes. `None` for a size code that is reserved.
+fn ring(register: u64) -> Option<(u64, u64)> {
+    let code = register >> 56 & 0xf;
+    (code >= 8).then(|| (register & BASE, 16 << code))
+}
+
+impl Registers {
+    /// Registers after reset.
+    pub(super) fn new(efr: u64) -> Self {
+        Self { efr, ..Self::default() }
+    }
+
+    pub(super) fn read(&self, at: usize) -> u64 {
+        match at {
+            offset::DEVICE_TABLE => self.device_table,
+            offset::COMMAND_BASE => self.command_base,
+            offset::EVENT_BASE => self.event_base,
+            offset::CONTROL => self.control,
+            offset::EXCLUSION_BASE => self.exclusion[0],
+            offset::EXCLUSION_LIMIT => self.exclusion[1] | 0xfff,
+            offset::EFR => self.efr,
+            offset::COMMAND_HEAD => self.command_head,
+            offset::COMMAND_TAIL => self.command_tail,
+            offset::EVENT_HEAD => self.event_head,
+            offset::EVENT_TAIL => self.event_tail,
+            offset::STATUS => self.status(),
+            _ => 0,
+        }
+    }
+
+    /// Writes the bits of `mask`.
+    pub(super) fn write(&mut self, at: usize, value: u64, mask: u64) {
+        let merged = self.read(at) & !mask | value & mask;
+        match at {
+            offset::DEVICE_TABLE => self.device_table = merged & (BASE | 0x1ff),
+            offset::COMMAND_BASE if !self.commands_run() => {
+                self.command_base = merged & (BASE | 0xf << 56);
+                (self.command_head, self.command_tail) = (0, 0);
+            }
+            offset::EVENT_BASE if !self.events_run() => {
+                self.event_base = merged & (BASE | 0xf << 56);
+                (self.event_head, self.event_tail) = (0, 0);
+            }
+            offset::CONTROL => {
+                // Switching the command buffer off and on again ends a halt.
+                if merged & CMD_BUF_EN == 0 {
+                    self.halted = false;
+                }
+                self.control = merged;
+            }
+            offset::EXCLUSION_BASE => self.exclusion[0] = merged & (BASE | 3),
+            offset::EXCLUSION_LIMIT => self.exclusion[1] = merged & BASE,
+            offset::COMMAND_HEAD if !self.commands_run() => {
+                self.command_head = self.in_ring(self.command_base, merged)
+            }
+            offset::COMMAND_TAIL => self.command_tail = self.in_ring(self.command_base, merged),
+            offset::EVENT_HEAD => self.event_head = self.in_ring(self.event_base, merged),
+            offset::EVENT_TAIL if !self.events_run() => {
+                self.event_tail = self.in_ring(self.event_base, merged)
+            }
+            // A write of ones clears; the run bits are read-only.
+            offset::STATUS => self.status &= !(value & mask & STATUS_W1C),
+            _ => {}
+        }
+    }
+
+    fn in_ring(&self, base: u64, pointer: u64) -> u64 {
+        pointer & POINTER & ring(base).map_or(POINTER, |(_, size)| size - 1)
+    }
+
+    fn status(&self) -> u64 {
+        let mut status = self.status;
+        if self.events_run() {
+            status |= STATUS_EVENT_RUN;
+        }
+        if self.commands_run() {
+            status |= STATUS_CMD_RUN;
+        }
+        status
+    }
+
+    pub(super) fn enabled(&self) -> bool {
+        self.control & IOMMU_EN != 0
+    }
+
+    pub(super) fn commands_run(&self) -> bool {
+        let on = IOMMU_EN | CMD_BUF_EN;
+        self.control & on == on && !self.halted && ring(self.command_base).is_some()
+    }
+
+    fn events_run(&self) -> bool {
+        let on = IOMMU_EN | EVENT_LOG_EN;
+        self.control & on == on && self.status & STATUS_EVENT_OVERFLOW == 0 && ring(self.event_base).is_some()
+    }
+
+    pub(super) fn event_interrupt_enabled(&self) -> bool {
+        self.control & EVENT_INT_EN != 0
+    }
+
+    pub(super) fn completion_interrupt_enabled(&self) -> bool {
+        self.control & COM_WAIT_INT_EN != 0
+    }
+
+    /// Sets bits of the status register.
+    pub(super) fn raise(&mut self, bits: u64) {
+        self.status |= bits;
+    }
+
+    /// Where the next command is, if there is one to execute.
+    pub(super) fn next_command(&self) -> Option<u64> {
+        let (base, _) = ring(self.command_base)?;
+        (self.commands_run() && self.command_head != self.command_tail).then_some(base + self.command_head)
+    }
+
+    /// The command at the head has been taken.
+    pub(super) fn command_taken(&mut self) {
+        if let Some((_, size)) = ring(self.command_base) {
+            self.command_head = (self.command_head + 16) & (size - 1);
+        }
+    }
+
+    /// Where the next event goes; `None` when the log is off or full. A full log stops.
+    pub(super) fn next_event(&mut self) -> Option<u64> {
+        let (base, size) = ring(self.event_base)?;
+        if !self.events_run() {
+            return None;
+        }
+        if (self.event_tail + 16) & (size - 1) == self.event_head {
+            self.status |= STATUS_EVENT_OVERFLOW;
+            return None;
+        }
+        Some(base + self.event_tail)
+    }
+
+    /// The event at the tail has been written.
+    pub(super) fn event_written(&mut self) {
+        if let Some((_, size)) = ring(self.event_base) {
+            self.event_tail = (self.event_tail + 16) & (size - 1);
+        }
+        self.status |= STATUS_EVENT_INT;
+    }
+
+    /// Where a device's entry is; `None` beyond the table.
+    pub(super) fn dte_address(&self, device: u16) -> Option<u64> {
+        let entries = ((self.device_table & 0x1ff) + 1) * 128;
+        (u64::from(device) < entries).then(|| (self.device_table & BASE) + 32 * u64::from(device))
+    }
+}

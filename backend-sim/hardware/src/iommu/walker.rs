@@ -1,0 +1,76 @@
+//! The walk of a host page table, with its faults in the order in which hardware finds them.
+
+use super::cache::{Caches, Leaf, Pointer, span};
+use super::device_table::Dte;
+use super::event::Refusal;
+use crate::ram::Ram;
+
+const PRESENT: u64 = 1;
+const ADDRESS: u64 = 0x000f_ffff_ffff_f000;
+/// Bits 56:52 and 58:57 of a leaf must be zero.
+const LEAF_RESERVED: u64 = 0x07f0_0000_0000_0000;
+/// Bits 60:52 of a pointer must be zero.
+const POINTER_RESERVED: u64 = 0x1ff0_0000_0000_0000;
+
+/// Walks the table of `dte` for `address`, from the lowest table pointer that is cached, and caches what it finds on the way.
+pub(super) fn walk(
+    ram: &Ram,
+    caches: &mut Caches,
+    dte: Dte,
+    address: u64,
+    write: bool,
+) -> Result<Leaf, Refusal> {
+    let top = dte.mode();
+    let width = 12 + 9 * top;
+    if width < 64 && address >> width != 0 {
+        return Err(Refusal::NotPresent);
+    }
+    let domain = dte.domain();
+    let from_root = Pointer { table: dte.root(), level: top, read: true, write: true };
+    let mut at = caches.pointer(domain, address, top).unwrap_or(from_root);
+    loop {
+        let index = address >> span(at.level) & 0x1ff;
+        let place = at.table + 8 * index;
+        let entry = ram.read64(place).map_err(|_| Refusal::TableUnreadable(place))?;
+        if entry & PRESENT == 0 {
+            return Err(Refusal::NotPresent);
+        }
+        let next = (entry >> 9 & 7) as u32;
+        let is_leaf = next == 0 || next == 7;
+        if entry & if is_leaf { LEAF_RESERVED } else { POINTER_RESERVED } != 0 {
+            return Err(Refusal::ReservedBit);
+        }
+        let read = at.read && entry >> 61 & 1 != 0;
+        let writable = at.write && entry >> 62 & 1 != 0;
+        let allowed = if write { writable && dte.write_allowed() } else { read && dte.read_allowed() };
+        if !allowed {
+            return Err(Refusal::Permission);
+        }
+        if is_leaf {
+            let shift = leaf_shift(entry, at.level, next == 7)?;
+            let phys = entry & ADDRESS & !((1 << shift) - 1);
+            return Ok(Leaf { phys, shift, read, write: writable });
+        }
+        if next >= at.level {
+            return Err(Refusal::BadLevel);
+        }
+        // Index bits of levels that are skipped must be zero.
+        let skipped = address >> span(next + 1) & ((1 << (9 * (at.level - 1 - next))) - 1);
+        if skipped != 0 {
+            return Err(Refusal::BadLevel);
+        }
+        let pointer = Pointer { table: entry & ADDRESS, level: next, read, write: writable };
+        caches.insert_pointer(domain, address, at.level, pointer);
+        at = pointer;
+    }
+}
+
+/// log2 of a leaf's size: the level's own, or coded by the lowest zero of the address field.
+fn leaf_shift(entry: u64, level: u32, coded: bool) -> Result<u32, Refusal> {
+    if !coded {
+        return Ok(span(level));
+    }
+    let lowest_zero = (entry & ADDRESS | 0xfff).trailing_ones();
+    let shift = lowest_zero + 1;
+    if shift > span(level) && shift < span(level + 1) { Ok(shift) } else { Err(Refusal::BadLevel) }
+}

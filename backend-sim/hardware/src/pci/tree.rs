@@ -1,0 +1,497 @@
+//! Functions, bridges and the way that requests take between them.
+
+use std::collections::BTreeMap;
+use std::fmt;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, OnceLock, Weak};
+
+use parking_lot::Mutex;
+use platform::Mmio;
+use platform::pci::{PciAddress, RequesterId};
+
+use super::config_space::{Acs, ConfigSpace, PortType};
+use super::msix::{BAR_SIZE, Msix};
+use crate::bus::{BusError, DeviceModel, Identity, MessageSink, Port, Remapper, Upstream};
+use crate::ram::Ram;
+
+/// Message interrupts: writes of 4 bytes to these addresses.
+const INTERRUPTS: std::ops::RangeInclusive<u64> = 0xfee0_0000..=0xfeef_ffff;
+/// Where firmware puts the functions' regions.
+const MMIO_BASE: u64 = 0xc000_0000;
+
+const ACS_SOURCE_VALIDATION: u32 = 1 << 0;
+const ACS_REQUEST_REDIRECT: u32 = 1 << 2;
+const ACS_UPSTREAM_FORWARDING: u32 = 1 << 4;
+
+/// One function of the tree.
+#[derive(Debug)]
+pub(super) struct FunctionState {
+    id: RequesterId,
+    config: Mutex<ConfigSpace>,
+    bus_master: Arc<AtomicBool>,
+    device: Option<Arc<dyn DeviceModel>>,
+    msix: OnceLock<Arc<Msix>>,
+    regions: Vec<(u8, u64, u64)>,
+}
+
+impl FunctionState {
+    pub(super) fn msix_control(&self) -> (bool, bool) {
+        self.config.lock().msix_control()
+    }
+
+    /// The region and offset at an address.
+    fn region_at(&self, address: u64) -> Option<(u8, u64)> {
+        let find = |&&(_, start, size): &&(u8, u64, u64)| address >= start && address - start < size;
+        self.regions.iter().find(find).map(|&(index, start, _)| (index, address - start))
+    }
+
+    fn mmio_read(&self, bar: u8, offset: u64, width: u8) -> u64 {
+        match (&self.device, self.msix.get()) {
+            (_, Some(msix)) if bar == 4 => {
+                let low = u64::from(msix.read(offset & !3));
+                if width == 8 {
+                    low | u64::from(msix.read(offset + 4)) << 32
+                } else {
+                    low >> (8 * (offset & 3))
+                }
+            }
+            (Some(device), _) => device.mmio_read(bar, offset, width),
+            _ => u64::MAX,
+        }
+    }
+
+    fn mmio_write(&self, bar: u8, offset: u64, width: u8, value: u64) {
+        match (&self.device, self.msix.get()) {
+            (_, Some(msix)) if bar == 4 => {
+                msix.write(offset & !3, value as u32);
+                if width == 8 {
+                    msix.write(offset + 4, (value >> 32) as u32);
+                }
+            }
+            (Some(device), _) => device.mmio_write(bar, offset, width, value),
+            _ => {}
+        }
+    }
+}
+
+/// What to call when configuration space of the IOMMU's function changes its MSI.
+type MsiChanged = Box<dyn Fn(u64, u32, bool) + Send + Sync>;
+
+/// The tree, complete.
+pub struct PciTree {
+    functions: BTreeMap<RequesterId, Arc<FunctionState>>,
+    ram: Arc<Ram>,
+    remapper: Option<Arc<dyn Remapper>>,
+    sink: Arc<dyn MessageSink>,
+    iommu: Option<(RequesterId, MsiChanged)>,
+}
+
+/// Builds a tree as firmware leaves it: bus numbers and regions assigned.
+pub struct Builder {
+    functions: BTreeMap<RequesterId, Arc<FunctionState>>,
+    next_region: u64,
+    iommu: Option<(RequesterId, MsiChanged)>,
+}
+
+impl Default for Builder {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
+impl fmt::Debug for Builder {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Builder").field("functions", &self.functions.len()).finish_non_exhaustive()
+    }
+}
+
+impl Builder {
+    /// A root complex with its host bridge at 00:00.0.
+    pub fn new() -> Self {
+        let mut builder = Self { functions: BTreeMap::new(), next_region: MMIO_BASE, iommu: None };
+        builder.insert(RequesterId::from_parts(0, 0, 0), ConfigSpace::host_bridge(), None, Vec::new());
+        builder
+    }
+
+    fn insert(
+        &mut self,
+        id: RequesterId,
+        config: ConfigSpace,
+        device: Option<Arc<dyn DeviceModel>>,
+        regions: Vec<(u8, u64, u64)>,
+    ) {
+        let bus_master = Arc::new(AtomicBool::new(config.bus_master()));
+        let (config, msix) = (Mutex::new(config), OnceLock::new());
+        let function = FunctionState { id, config, bus_master, device, msix, regions };
+        self.functions.insert(id, Arc::new(function));
+    }
+
+    /// The IOMMU's own function at 00:00.2, with registers at `base`; `msi_changed` hears of its MSI.
+    #[must_use]
+    pub fn iommu(mut self, base: u64, np_cache: bool, msi_changed: MsiChanged) -> Self {
+        let id = RequesterId::from_parts(0, 0, 2);
+        self.insert(id, ConfigSpace::iommu(base, np_cache), None, Vec::new());
+        self.iommu = Some((id, msi_changed));
+        self
+    }
+
+    /// A root port at `id` with buses `first` to `last` behind it.
+    #[must_use]
+    pub fn root_port(self, id: RequesterId, first: u8, last: u8, acs: Acs) -> Self {
+        self.bridge(id, 0x1483, PortType::RootPort, first, last, acs)
+    }
+
+    /// A switch's upstream port.
+    #[must_use]
+    pub fn upstream_port(self, id: RequesterId, first: u8, last: u8) -> Self {
+        self.bridge(id, 0x57ad, PortType::UpstreamPort, first, last, Acs::Absent)
+    }
+
+    /// A switch's downstream port.
+    #[must_use]
+    pub fn downstream_port(self, id: RequesterId, first: u8, last: u8, acs: Acs) -> Self {
+        self.bridge(id, 0x57a3, PortType::DownstreamPort, first, last, acs)
+    }
+
+    fn bridge(mut self, id: RequesterId, device: u16, kind: PortType, first: u8, last: u8, acs: Acs) -> Self {
+        let config = ConfigSpace::bridge(device, kind, false, [id.bus(), first, last], acs);
+        self.insert(id, config, None, Vec::new());
+        self
+    }
+
+    /// A device; `multifunction` when its slot has others.
+    #[must_use]
+    pub fn endpoint(
+        mut self,
+        id: RequesterId,
+        device: Arc<dyn DeviceModel>,
+        multifunction: bool,
+        acs: Acs,
+    ) -> Self {
+        let identity: Identity = device.identity();
+        let mut sizes = identity.bars.clone();
+        if identity.msix_vectors > 0 {
+            sizes.push((4, BAR_SIZE));
+        }
+        let mut regions = Vec::new();
+        for (index, size) in sizes {
+            let at = self.next_region.next_multiple_of(size);
+            self.next_region = at + size;
+            regions.push((index, at, size));
+        }
+        let config = ConfigSpace::endpoint(&identity, &regions, id.bus() == 0, multifunction, acs);
+        self.insert(id, config, Some(device), regions);
+        self
+    }
+
+    /// Connects everything.
+    pub fn build(
+        self,
+        ram: Arc<Ram>,
+        remapper: Option<Arc<dyn Remapper>>,
+        sink: Arc<dyn MessageSink>,
+    ) -> Arc<PciTree> {
+        let tree = Arc::new(PciTree { functions: self.functions, ram, remapper, sink, iommu: self.iommu });
+        for function in tree.functions.values() {
+            let Some(device) = &function.device else { continue };
+            // Weak: the tree holds its devices.
+            let upstream = Arc::new(Way(Arc::downgrade(&tree)));
+            let port = Port::new(function.id, Arc::clone(&function.bus_master), upstream);
+            let vectors = device.identity().msix_vectors;
+            let msix = Arc::new(Msix::new(vectors, port.clone(), Arc::downgrade(function)));
+            if vectors > 0 {
+                // Set once: this is the only place.
+                let _ = function.msix.set(Arc::clone(&msix));
+            }
+            device.connect(port, msix);
+        }
+        tree
+    }
+}
+
+/// The way up from a function.
+struct Way(Weak<PciTree>);
+
+impl Upstream for Way {
+    fn read(&self, requester: RequesterId, address: u64, into: &mut [u8]) -> Result<(), BusError> {
+        let tree = self.0.upgrade().ok_or(BusError::MasterAbort)?;
+        let mut done = 0;
+        tree.route(requester, address, into.len() as u64, false, &mut |target, len| {
+            let piece = &mut into[done..done + len as usize];
+            done += len as usize;
+            match target {
+                Target::Memory(phys) => tree.ram.read(phys, piece).map_err(|_| BusError::MasterAbort),
+                Target::Function(function, bar, offset) => read_region(function, bar, offset, piece),
+            }
+        })
+    }
+
+    fn write(&self, requester: RequesterId, address: u64, from: &[u8]) -> Result<(), BusError> {
+        let tree = self.0.upgrade().ok_or(BusError::MasterAbort)?;
+        if INTERRUPTS.contains(&address) {
+            return tree.message(requester, address, from);
+        }
+        let mut done = 0;
+        tree.route(requester, address, from.len() as u64, true, &mut |target, len| {
+            let piece = &from[done..done + len as usize];
+            done += len as usize;
+            match target {
+                Target::Memory(phys) => tree.ram.write(phys, piece).map_err(|_| BusError::MasterAbort),
+                Target::Function(function, bar, offset) => {
+                    write_region(function, bar, offset, piece);
+                    Ok(())
+                }
+            }
+        })
+    }
+}
+
+/// Where a part of a request ends.
+enum Target<'a> {
+    Memory(u64),
+    Function(&'a FunctionState, u8, u64),
+}
+
+fn read_region(function: &FunctionState, bar: u8, offset: u64, into: &mut [u8]) -> Result<(), BusError> {
+    for (index, byte) in into.iter_mut().enumerate() {
+        let at = offset + index as u64;
+        *byte = (function.mmio_read(bar, at & !3, 4) >> (8 * (at & 3))) as u8;
+    }
+    Ok(())
+}
+
+fn write_region(function: &FunctionState, bar: u8, offset: u64, from: &[u8]) {
+    let mut at = 0;
+    while at < from.len() {
+        let left = from.len() - at;
+        let place = offset + at as u64;
+        let width = if place % 8 == 0 && left >= 8 {
+            8
+        } else if place % 4 == 0 && left >= 4 {
+            4
+        } else {
+            1
+        };
+        let value = from[at..at + width].iter().rev().fold(0, |value, &byte| value << 8 | u64::from(byte));
+        function.mmio_write(bar, place, width as u8, value);
+        at += width;
+    }
+}
+
+impl PciTree {
+    /// The bridges from a bus to the root, lowest first.
+    fn bridges_above(&self, bus: u8) -> impl Iterator<Item = &Arc<FunctionState>> {
+        let mut bus = bus;
+        std::iter::from_fn(move || {
+            let bridge = self.functions.values().find(|function| {
+                function.config.lock().buses_behind().is_some_and(|(first, _)| first == bus && bus != 0)
+            })?;
+            bus = bridge.id.bus();
+            Some(bridge)
+        })
+    }
+
+    /// Takes a request up the tree until something answers.
+    fn route(
+        &self,
+        requester: RequesterId,
+        address: u64,
+        len: u64,
+        write: bool,
+        access: &mut dyn FnMut(Target<'_>, u64) -> Result<(), BusError>,
+    ) -> Result<(), BusError> {
+        if len == 0 {
+            return Ok(());
+        }
+        if let Some((function, bar, offset)) = self.peer(requester, address)? {
+            return access(Target::Function(function, bar, offset), len);
+        }
+        let mut done = 0;
+        while done < len {
+            let at = address.checked_add(done).ok_or(BusError::MasterAbort)?;
+            let mut moved = 0;
+            let mut onward = |phys: u64, piece: u64| {
+                moved = piece;
+                match self.function_at(phys) {
+                    Some((function, bar, offset)) => access(Target::Function(function, bar, offset), piece),
+                    None => access(Target::Memory(phys), piece),
+                }
+            };
+            match &self.remapper {
+                Some(remapper) => {
+                    remapper.with_translation(requester, at, len - done, write, &mut |translated| {
+                        onward(translated.phys, translated.len)
+                    })?
+                }
+                None => onward(at, len - done)?,
+            }
+            done += moved.max(1);
+        }
+        Ok(())
+    }
+
+    /// A peer that takes the request before it reaches the root, since nothing on the way says that it must go up.
+    fn peer(
+        &self,
+        requester: RequesterId,
+        address: u64,
+    ) -> Result<Option<(&FunctionState, u8, u64)>, BusError> {
+        let target = self.function_at(address).filter(|(function, ..)| function.id != requester);
+        // Functions of one slot talk among themselves, unless their ACS redirects it.
+        if let Some((function, ..)) = &target
+            && (function.id.bus(), function.id.device()) == (requester.bus(), requester.device())
+            && self.acs(requester) & ACS_REQUEST_REDIRECT == 0
+        {
+            return Ok(target);
+        }
+        for bridge in self.bridges_above(requester.bus()) {
+            let (behind, acs, on) = {
+                let config = bridge.config.lock();
+                (config.buses_behind().unwrap_or((0, 0)), config.acs_enabled(), config.bus_master())
+            };
+            if !on {
+                return Err(BusError::MasterAbort);
+            }
+            if acs & ACS_SOURCE_VALIDATION != 0 && !(behind.0..=behind.1).contains(&requester.bus()) {
+                return Err(BusError::TargetAbort);
+            }
+            // Below this port, or beside it: the port's own redirect decides.
+            let redirects = acs & (ACS_REQUEST_REDIRECT | ACS_UPSTREAM_FORWARDING) != 0;
+            let bus = bridge.id.bus();
+            let reached = |function: &FunctionState| {
+                let target_bus = function.id.bus();
+                // Beside it means behind another port of the same bus, but not across the root complex.
+                let beside = bus != 0 && self.bridges_above(target_bus).any(|other| other.id.bus() == bus);
+                (behind.0..=behind.1).contains(&target_bus) || beside
+            };
+            if !redirects
+                && let Some((function, ..)) = &target
+                && reached(function)
+            {
+                return Ok(target);
+            }
+        }
+        Ok(None)
+    }
+
+    fn acs(&self, id: RequesterId) -> u32 {
+        self.functions.get(&id).map_or(0, |function| function.config.lock().acs_enabled())
+    }
+
+    fn function_at(&self, address: u64) -> Option<(&FunctionState, u8, u64)> {
+        if address < MMIO_BASE || address >= 1 << 32 {
+            return None;
+        }
+        self.functions
+            .values()
+            .find_map(|function| function.region_at(address).map(|(bar, offset)| (&**function, bar, offset)))
+    }
+
+    fn message(&self, requester: RequesterId, address: u64, from: &[u8]) -> Result<(), BusError> {
+        let data = from.try_into().map(u32::from_le_bytes).map_err(|_| BusError::TargetAbort)?;
+        let (address, data) = match &self.remapper {
+            Some(remapper) => remapper.interrupt(requester, address, data)?,
+            None => (address, data),
+        };
+        self.sink.message(address, data);
+        Ok(())
+    }
+
+    /// All functions.
+    pub fn functions(&self) -> impl Iterator<Item = RequesterId> + '_ {
+        self.functions.keys().copied()
+    }
+
+    /// The registers of a function behind BAR `bar`, for a CPU. `None` when there are none.
+    pub fn mmio(self: &Arc<Self>, id: RequesterId, bar: u8) -> Option<Arc<dyn Mmio>> {
+        let function = Arc::clone(self.functions.get(&id)?);
+        let (_, size) = function.config.lock().bar(bar)?;
+        Some(Arc::new(Region { function, bar, size: size as usize }))
+    }
+
+    /// Stops all devices.
+    pub fn shutdown(&self) {
+        for device in self.functions.values().filter_map(|function| function.device.as_ref()) {
+            device.shutdown();
+        }
+    }
+}
+
+impl platform::pci::ConfigSpace for PciTree {
+    fn read32(&self, address: PciAddress, offset: u16) -> u32 {
+        match self.functions.get(&address.id) {
+            Some(function) if address.segment == 0 => function.config.lock().read(offset),
+            _ => u32::MAX,
+        }
+    }
+
+    fn write32(&self, address: PciAddress, offset: u16, value: u32) {
+        let Some(function) = self.functions.get(&address.id).filter(|_| address.segment == 0) else { return };
+        let msi = {
+            let mut config = function.config.lock();
+            config.write(offset, value);
+            function.bus_master.store(config.bus_master(), Ordering::Release);
+            config.msi()
+        };
+        if let Some(msix) = function.msix.get() {
+            msix.send_pending();
+        }
+        if let Some((id, changed)) = &self.iommu
+            && *id == address.id
+            && let Some((to, data, on)) = msi
+        {
+            changed(to, data, on);
+        }
+    }
+}
+
+impl fmt::Debug for PciTree {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_list().entries(self.functions.keys()).finish()
+    }
+}
+
+/// A region of registers as a CPU sees it.
+#[derive(Debug)]
+struct Region {
+    function: Arc<FunctionState>,
+    bar: u8,
+    size: usize,
+}
+
+impl Region {
+    fn holds(&self, offset: usize, width: usize) -> bool {
+        offset % width == 0 && offset < self.size && self.size - offset >= width
+    }
+}
+
+// SAFETY: the region is a device model's registers, nothing else.
+unsafe impl Mmio for Region {
+    fn len(&self) -> usize {
+        self.size
+    }
+
+    fn read32(&self, offset: usize) -> u32 {
+        if self.holds(offset, 4) {
+            self.function.mmio_read(self.bar, offset as u64, 4) as u32
+        } else {
+            u32::MAX
+        }
+    }
+
+    fn write32(&self, offset: usize, value: u32) {
+        if self.holds(offset, 4) {
+            self.function.mmio_write(self.bar, offset as u64, 4, u64::from(value));
+        }
+    }
+
+    fn read64(&self, offset: usize) -> u64 {
+        if self.holds(offset, 8) { self.function.mmio_read(self.bar, offset as u64, 8) } else { u64::MAX }
+    }
+
+    fn write64(&self, offset: usize, value: u64) {
+        if self.holds(offset, 8) {
+            self.function.mmio_write(self.bar, offset as u64, 8, value);
+        }
+    }
+}
