@@ -1,0 +1,165 @@
+//! A machine, complete: what a driver's author would find on his desk.
+
+use std::fmt;
+use std::path::PathBuf;
+use std::sync::Arc;
+
+use platform::Mmio;
+use platform::pci::RequesterId;
+
+use crate::dma_engine::DmaEngine;
+use crate::firmware::{IvrsConfig, ivrs};
+use crate::interrupts::InterruptController;
+use crate::iommu::{self, AmdIommu};
+use crate::nvme::{self, NamespaceError, NvmeController};
+use crate::pci::{Acs, Builder, PciTree};
+use crate::ram::{Ram, RamError};
+
+/// Where the IOMMU's registers are.
+const IOMMU_BASE: u64 = 0xfeb8_0000;
+/// Where its capability block is in its configuration space.
+const IOMMU_CAPABILITY: u16 = 0x80;
+
+/// What the machine should be like.
+#[derive(Clone, Debug)]
+pub struct MachineConfig {
+    /// Memory: start and length of each range, in bytes.
+    pub memory: Vec<(u64, u64)>,
+    /// The IOMMU, if there is to be one.
+    pub iommu: Option<iommu::Config>,
+    /// The NVMe controller.
+    pub nvme: nvme::Config,
+    /// The file that is its namespace.
+    pub disk: PathBuf,
+    /// Whether it may be written.
+    pub disk_writable: bool,
+}
+
+impl MachineConfig {
+    /// 255 MiB of memory below and 512 MiB above 4 GiB, an IOMMU, and the given disk.
+    pub fn new(disk: impl Into<PathBuf>) -> Self {
+        Self {
+            memory: vec![(1 << 20, 255 << 20), (4 << 30, 512 << 20)],
+            iommu: Some(iommu::Config::default()),
+            nvme: nvme::Config::default(),
+            disk: disk.into(),
+            disk_writable: false,
+        }
+    }
+}
+
+/// A machine could not be put together.
+#[derive(Debug, thiserror::Error)]
+pub enum MachineError {
+    /// No memory.
+    #[error("{0}")]
+    Ram(#[from] RamError),
+    /// No disk.
+    #[error("{0}")]
+    Disk(#[from] NamespaceError),
+}
+
+/// The machine. Its devices:
+///
+/// | address | what |
+/// |---|---|
+/// | 00:00.0 | host bridge |
+/// | 00:00.2 | the IOMMU |
+/// | 00:01.0 | root port, isolating |
+/// | 01:00.0 | NVMe controller |
+/// | 00:02.0 | root port, isolating |
+/// | 02:00.0 | switch: upstream port |
+/// | 03:00.0 | downstream port, isolating |
+/// | 04:00.0 | DMA engine |
+/// | 03:01.0 | downstream port without ACS |
+/// | 05:00.0 | DMA engine |
+/// | 00:03.0, 00:03.1 | DMA engines, functions of one slot without ACS |
+pub struct Machine {
+    /// Memory.
+    pub ram: Arc<Ram>,
+    /// The PCI tree.
+    pub pci: Arc<PciTree>,
+    /// The interrupt controller.
+    pub interrupts: Arc<InterruptController>,
+    /// The IOMMU, if there is one.
+    pub iommu: Option<Arc<AmdIommu>>,
+    /// The NVMe controller.
+    pub nvme: Arc<NvmeController>,
+    ivrs: Vec<u8>,
+}
+
+impl Machine {
+    /// The NVMe controller.
+    pub const NVME: RequesterId = RequesterId::from_parts(1, 0, 0);
+    /// The DMA engine below the isolating downstream port.
+    pub const ENGINE: RequesterId = RequesterId::from_parts(4, 0, 0);
+    /// The DMA engine below the port without ACS.
+    pub const SHARING_ENGINE: RequesterId = RequesterId::from_parts(5, 0, 0);
+
+    /// Puts a machine together and switches it on.
+    ///
+    /// # Errors
+    /// [`MachineError`].
+    pub fn new(config: MachineConfig) -> Result<Self, MachineError> {
+        let ram = Ram::new(&config.memory)?;
+        let interrupts = InterruptController::new();
+        let nvme = NvmeController::new(config.nvme, &config.disk, config.disk_writable)?;
+        let id = RequesterId::from_parts;
+        let mut builder = Builder::new()
+            .root_port(id(0, 1, 0), 1, 1, Acs::ISOLATED)
+            .endpoint(Self::NVME, Arc::clone(&nvme) as _, false, Acs::Absent)
+            .root_port(id(0, 2, 0), 2, 5, Acs::ISOLATED)
+            .upstream_port(id(2, 0, 0), 3, 5)
+            .downstream_port(id(3, 0, 0), 4, 4, Acs::ISOLATED)
+            .endpoint(Self::ENGINE, DmaEngine::new() as _, false, Acs::Absent)
+            .downstream_port(id(3, 1, 0), 5, 5, Acs::Absent)
+            .endpoint(Self::SHARING_ENGINE, DmaEngine::new() as _, false, Acs::Absent)
+            .endpoint(id(0, 3, 0), DmaEngine::new() as _, true, Acs::Absent)
+            .endpoint(id(0, 3, 1), DmaEngine::new() as _, true, Acs::Absent);
+        let mut table = Vec::new();
+        let iommu = config.iommu.map(|config| {
+            table = ivrs(&IvrsConfig {
+                base: IOMMU_BASE,
+                efr: config.efr,
+                capability: IOMMU_CAPABILITY,
+                devices: (id(0, 1, 0), id(255, 31, 7)),
+                io_apic: (0, id(0, 20, 0)),
+            });
+            (config.np_cache, AmdIommu::new(config, Arc::clone(&ram), Arc::clone(&interrupts) as _))
+        });
+        if let Some((np_cache, unit)) = &iommu {
+            let unit = Arc::clone(unit);
+            let msi_changed = move |address, data, on| unit.set_msi(address, data, on);
+            builder = builder.iommu(IOMMU_BASE, *np_cache, Box::new(msi_changed));
+        }
+        let iommu = iommu.map(|(_, unit)| unit);
+        let remapper = iommu.as_ref().map(|unit| Arc::clone(unit) as _);
+        let pci = builder.build(Arc::clone(&ram), remapper, Arc::clone(&interrupts) as _);
+        Ok(Self { ram, pci, interrupts, iommu, nvme, ivrs: table })
+    }
+
+    /// The IVRS that firmware wrote; empty without an IOMMU.
+    pub fn ivrs(&self) -> &[u8] {
+        &self.ivrs
+    }
+
+    /// The registers at a physical address, if they are the IOMMU's.
+    pub fn registers_at(&self, base: u64) -> Option<Arc<dyn Mmio>> {
+        self.iommu.as_ref().filter(|_| base == IOMMU_BASE).map(|unit| Arc::clone(unit) as _)
+    }
+}
+
+impl Drop for Machine {
+    fn drop(&mut self) {
+        self.pci.shutdown();
+        if let Some(iommu) = &self.iommu {
+            iommu.shutdown();
+        }
+    }
+}
+
+impl fmt::Debug for Machine {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Machine").field("ram", &self.ram).field("pci", &self.pci).finish_non_exhaustive()
+    }
+}
