@@ -153,7 +153,8 @@ impl CommandQueue {
         let mut commands = commands;
         while commands.len() > BATCH {
             let (now, later) = commands.split_at(BATCH);
-            self.put(now, false)?;
+            // The wait comes with the last ones.
+            let _ = self.put(now, false)?;
             commands = later;
         }
         self.put(commands, true)
