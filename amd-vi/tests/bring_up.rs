@@ -28,7 +28,10 @@ fn registers_are_written_in_the_order_of_the_specification() {
     let setup = bring_up();
     let writes = setup.unit.take_writes();
     let first = |what: &str, matches: &dyn Fn(usize, u64) -> bool| {
-        writes.iter().position(|&(at, value)| matches(at, value)).unwrap_or_else(|| panic!("{what} is not written"))
+        writes
+            .iter()
+            .position(|&(at, value)| matches(at, value))
+            .unwrap_or_else(|| panic!("{what} is not written"))
     };
     let flags = first("the flags", &|at, value| at == CONTROL && value & COHERENT != 0);
     let table = first("the device table base", &|at, _| at == 0x00);
@@ -94,7 +97,9 @@ fn the_caches_are_emptied_before_anything_else_is_done() {
 fn without_ia_sup_the_caches_are_emptied_one_by_one() {
     let setup = bring_up_with(false, 0, &[ivhd(0x10, 2, BASE, ENTRIES)]);
     let commands = setup.unit.take_invalidations();
-    let all = |op: u64| commands.iter().filter(move |(q0, _)| q0 >> 60 == op).map(|(q0, _)| *q0 & 0x0fff_ffff_ffff_ffff);
+    let all = |op: u64| {
+        commands.iter().filter(move |(q0, _)| q0 >> 60 == op).map(|(q0, _)| *q0 & 0x0fff_ffff_ffff_ffff)
+    };
     assert!(all(2).eq(0..0x200) && all(5).eq(0..0x200));
     assert!(all(3).eq((0..0x1_0000).map(|domain| domain << 32)));
     assert!(commands.iter().filter(|(q0, _)| q0 >> 60 == 3).all(|(_, q1)| *q1 == 0x7fff_ffff_ffff_f003));
@@ -138,7 +143,10 @@ fn failing(prepare: impl FnOnce(&FakeUnit, &FakeHardware)) -> (InitError, usize)
 
 #[test]
 fn each_failure_has_a_name_and_gives_everything_back() {
-    assert_eq!(failing(|_, hardware| hardware.config.remove(IOMMU, 0x40)), (InitError::NoCapability(IOMMU), 0));
+    assert_eq!(
+        failing(|_, hardware| hardware.config.remove(IOMMU, 0x40)),
+        (InitError::NoCapability(IOMMU), 0)
+    );
     assert_eq!(failing(|_, hardware| hardware.config.remove(IOMMU, 0x64)), (InitError::NoMsi(IOMMU), 0));
     assert_eq!(
         failing(|unit, _| unit.switches.never_run.store(true, Ordering::Relaxed)),

@@ -80,7 +80,10 @@ fn events() {
     assert_eq!((event.pasid(), event.domain()), (Some(0x5_1234), None));
     // Type 5, TR clear.
     let event = Event::from_words(0x8a00_0000_0000_0100, 0);
-    assert_eq!((event.code(), event.header.kind(), event.header.tr()), (EventCode::InvalidDeviceRequest, 5, false));
+    assert_eq!(
+        (event.code(), event.header.kind(), event.header.tr()),
+        (EventCode::InvalidDeviceRequest, 5, false)
+    );
 }
 
 #[test]

@@ -11,7 +11,9 @@ use std::time::Duration;
 use amd_vi::{AmdVi, Config, Hardware, InitError, MsiMessage};
 use platform::pci::{ConfigSpace, PciAddress, RequesterId};
 use platform::time::StdClock;
-use platform::{CacheMaintenance, Clock, Extent, FrameRequest, Frames, Instant, Mmio, OutOfFrames, PhysAddr, Window};
+use platform::{
+    CacheMaintenance, Clock, Extent, FrameRequest, Frames, Instant, Mmio, OutOfFrames, PhysAddr, Window,
+};
 
 /// Heap memory whose physical addresses are its own.
 #[derive(Debug)]
@@ -192,13 +194,12 @@ impl State {
         }
         let control = self.get(0x18);
         let on = |bit: u64| {
-            let runs = control & 1 != 0 && control >> bit & 1 != 0 && !switches.never_run.load(Ordering::Relaxed);
+            let runs =
+                control & 1 != 0 && control >> bit & 1 != 0 && !switches.never_run.load(Ordering::Relaxed);
             runs || switches.never_stop.load(Ordering::Relaxed)
         };
         let sticky = self.get(0x2020);
-        sticky
-            | u64::from(on(2) && sticky & 1 == 0) << 3
-            | u64::from(on(12) && !self.halted) << 4
+        sticky | u64::from(on(2) && sticky & 1 == 0) << 3 | u64::from(on(12) && !self.halted) << 4
     }
 
     fn write(&mut self, offset: usize, value: u64, switches: &Switches) {
@@ -435,11 +436,17 @@ pub struct Setup {
 }
 
 pub fn config() -> Config {
-    Config { log2_commands: 8, log2_events: 8, command_timeout: Duration::from_millis(50), ..Config::default() }
+    Config {
+        log2_commands: 8,
+        log2_events: 8,
+        command_timeout: Duration::from_millis(50),
+        ..Config::default()
+    }
 }
 
 pub fn hardware(unit: &Arc<FakeUnit>, np_cache: bool) -> FakeHardware {
-    let hardware = FakeHardware { units: BTreeMap::from([(BASE, unit.clone())]), config: FakeConfig::default() };
+    let hardware =
+        FakeHardware { units: BTreeMap::from([(BASE, unit.clone())]), config: FakeConfig::default() };
     hardware.config.add_iommu(IOMMU, BASE, np_cache);
     hardware
 }
