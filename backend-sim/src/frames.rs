@@ -189,7 +189,8 @@ unsafe impl Frames for SimFrames {
 
     fn translate(&self, at: *const u8, len: usize) -> Option<Extent> {
         let phys = self.window.phys(at);
-        let holds = |&&(start, range_len): &&(u64, u64)| phys.get() >= start && phys.get() - start < range_len;
+        let holds =
+            |&&(start, range_len): &&(u64, u64)| phys.get() >= start && phys.get() - start < range_len;
         let &(start, range_len) = self.ram.ranges().iter().find(holds)?;
         let left = range_len - (phys.get() - start);
         Some(Extent { phys, len: len.min(usize::try_from(left).unwrap_or(usize::MAX)) })

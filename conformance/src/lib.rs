@@ -2,3 +2,11 @@
 #![cfg_attr(not(any(feature = "std", test)), no_std)]
 
 extern crate alloc;
+
+mod bench;
+mod checks;
+mod report;
+
+pub use bench::{Bench, Refused, Waiver};
+pub use checks::{CHECKS, Check, Failure};
+pub use report::{Outcome, Report, run};

@@ -17,6 +17,8 @@ pub struct SwiotlbDma<G = ()> {
     platform: Arc<dyn Platform>,
     window: Window,
     pool: Option<Arc<Swiotlb>>,
+    /// What the bus lets through, whatever a device's own mask (Linux: `bus_dma_limit`).
+    bus_limit: u64,
     // Whatever must live as long as these ops do.
     _guard: G,
 }
@@ -29,7 +31,14 @@ impl<G: Send + Sync> SwiotlbDma<G> {
     /// to stop before it is given back: no hardware enforces it.
     pub unsafe fn new(platform: Arc<dyn Platform>, pool: Option<Arc<Swiotlb>>, guard: G) -> Self {
         let window = platform.window();
-        Self { platform, window, pool, _guard: guard }
+        Self { platform, window, pool, bus_limit: u64::MAX, _guard: guard }
+    }
+
+    /// The same behind a bus that lets only addresses up to `limit` through (Linux: `bus_dma_limit`).
+    #[must_use]
+    pub fn limited_to(mut self, limit: u64) -> Self {
+        self.bus_limit = limit;
+        self
     }
 
     /// # Safety
@@ -47,12 +56,13 @@ impl<G: Send + Sync> SwiotlbDma<G> {
         parms.set_needs_sync();
         // SAFETY: the caller's promise.
         let copy = unsafe { pool.map(parms, cpu, len, 0, dir, attrs) }?;
-        if reaches(parms.streaming_mask(), copy, len) {
+        let mask = parms.streaming_mask().min(self.bus_limit);
+        if reaches(mask, copy, len) {
             return Ok(DmaAddr::new(copy.get()));
         }
         // SAFETY: the copy was made just now, and no device has seen it.
         unsafe { pool.unmap(copy, len, dir, attrs | Attrs::SKIP_CPU_SYNC) };
-        Err(DmaError::MaskNotReachable { address: copy, mask: parms.streaming_mask() })
+        Err(DmaError::MaskNotReachable { address: copy, mask })
     }
 
     /// The pool, when `address` is in it.
@@ -73,7 +83,7 @@ fn reaches(mask: u64, phys: PhysAddr, len: usize) -> bool {
 unsafe impl<G: Send + Sync> DmaMapOps for SwiotlbDma<G> {
     fn alloc(&self, parms: &DeviceParms, size: usize, _attrs: Attrs) -> Result<CoherentMemory, DmaError> {
         trace::event("dma_direct_alloc", 0, size as u64);
-        let limit = PhysAddr::new(parms.coherent_mask());
+        let limit = PhysAddr::new(parms.coherent_mask().min(self.bus_limit));
         let phys = self.platform.alloc(FrameRequest { limit, ..FrameRequest::anywhere(size) });
         let phys = phys.map_err(|_| DmaError::OutOfMemory)?;
         match NonNull::new(self.window.ptr(phys)) {
@@ -107,9 +117,10 @@ unsafe impl<G: Send + Sync> DmaMapOps for SwiotlbDma<G> {
         attrs: Attrs,
     ) -> Result<DmaAddr, DmaError> {
         trace::event("dma_direct_map_phys", phys.get(), len as u64);
-        if !reaches(parms.streaming_mask(), phys, len) {
+        let mask = parms.streaming_mask().min(self.bus_limit);
+        if !reaches(mask, phys, len) {
             if attrs.contains(Attrs::MMIO) || self.pool.is_none() {
-                return Err(DmaError::MaskNotReachable { address: phys, mask: parms.streaming_mask() });
+                return Err(DmaError::MaskNotReachable { address: phys, mask });
             }
             let cpu = NonNull::new(self.window.ptr(phys)).ok_or(DmaError::NotRam)?;
             // SAFETY: the caller's promise: RAM that stays valid, seen through the window.

@@ -1,0 +1,270 @@
+//! The machine with the stack on it.
+
+use std::path::PathBuf;
+use std::sync::Arc;
+
+use amd_vi::{AmdVi, InitError, MsiMessage};
+use dma_api::{Device, DeviceBuilder};
+use iommu_core::pci::Topology;
+use iommu_core::{Fault, Group, GroupError, Iommu, Settings};
+use platform::pci::{Function, PciAddress, RequesterId};
+use platform::{PhysAddr, Platform};
+use sim_hardware::{Machine, MachineConfig, MachineError, iommu, nvme};
+use swiotlb::{PoolTooSmall, Swiotlb, SwiotlbDma};
+
+use crate::engine::{EngineBench, EngineError};
+use crate::frames::FreeFrameChanged;
+use crate::function::SimFunction;
+use crate::hardware::SimHardware;
+use crate::platform::SimPlatform;
+use crate::threads::Threads;
+
+/// What the machine should be like.
+#[derive(Clone, Debug)]
+pub struct Config {
+    /// The file that is its disk.
+    pub disk: PathBuf,
+    /// Whether the machine may write to it.
+    pub disk_writable: bool,
+    /// I/O queues of the disk's controller, at least 1.
+    pub queues: u16,
+    /// The IOMMU, if there is one.
+    pub iommu: Option<iommu::Config>,
+    /// How default domains are chosen.
+    pub settings: Settings,
+    /// Which devices are not trusted: parts of pages are bounced for them.
+    pub untrusted: Vec<PciAddress>,
+    /// Bytes of the bounce pool.
+    pub bounce_pool: usize,
+}
+
+impl Config {
+    /// The default machine with this disk.
+    pub fn new(disk: impl Into<PathBuf>) -> Self {
+        Self {
+            disk: disk.into(),
+            disk_writable: false,
+            queues: 8,
+            iommu: Some(iommu::Config::default()),
+            settings: Settings::default(),
+            untrusted: Vec::new(),
+            bounce_pool: 8 << 20,
+        }
+    }
+
+    /// The same without an IOMMU.
+    #[must_use]
+    pub fn without_iommu(mut self) -> Self {
+        self.iommu = None;
+        // Every buffer above 4 GiB is bounced.
+        self.bounce_pool = 32 << 20;
+        self
+    }
+}
+
+/// Why the machine did not boot, or a device was not to be had.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum SimError {
+    /// The hardware could not be put together.
+    #[error("{0}")]
+    Machine(#[from] MachineError),
+    /// There is no room for the bounce pool.
+    #[error("{0}")]
+    Pool(#[from] PoolTooSmall),
+    /// The IOMMU did not come up.
+    #[error("the IOMMU did not come up: {0}")]
+    Init(#[from] InitError),
+    /// A group could not be set up, or a device not bound.
+    #[error("{0}")]
+    Group(#[from] GroupError),
+    /// No thread for the stack's timers.
+    #[error("the host gives no thread: {0}")]
+    Thread(#[from] std::io::Error),
+    /// There is no such function.
+    #[error("there is no function {0}")]
+    NoSuchFunction(PciAddress),
+    /// Nothing confines the device, and nobody has said that he trusts it.
+    #[error("without an IOMMU nothing confines {0}: binding it takes trust")]
+    NeedsTrust(PciAddress),
+    /// The DMA engine does not work.
+    #[error("{0}")]
+    Engine(#[from] EngineError),
+}
+
+/// A simulated machine, booted.
+// Fields are dropped in this order: threads before what they call, software before hardware.
+#[derive(Debug)]
+pub struct SimMachine {
+    threads: Option<Threads>,
+    iommu: Option<Arc<Iommu>>,
+    driver: Option<Arc<AmdVi>>,
+    bounce: Arc<Swiotlb>,
+    platform: Arc<SimPlatform>,
+    machine: Machine,
+    topology: Topology,
+}
+
+impl SimMachine {
+    /// Puts a machine together and boots the stack on it.
+    ///
+    /// # Errors
+    /// [`SimError`] with the reason.
+    pub fn boot(config: Config) -> Result<Self, SimError> {
+        let machine = Machine::new(MachineConfig {
+            iommu: config.iommu,
+            nvme: nvme::Config { io_queues: config.queues.max(1), ..nvme::Config::default() },
+            disk_writable: config.disk_writable,
+            ..MachineConfig::new(config.disk)
+        })?;
+        let platform = Arc::new(SimPlatform::new(Arc::clone(&machine.ram)));
+        let dyn_platform: Arc<dyn Platform> = platform.clone();
+        // Devices with narrow masks must reach it.
+        const POOL_LIMIT: PhysAddr = PhysAddr::new(0x03ff_ffff);
+        let bounce = Arc::new(Swiotlb::new(&dyn_platform, config.bounce_pool, POOL_LIMIT, 4)?);
+        let topology = Topology::scan(&*machine.pci, 0);
+        let mut booted =
+            Self { threads: None, iommu: None, driver: None, bounce, platform, machine, topology };
+        if booted.machine.iommu.is_some() {
+            booted.bring_iommu_up(dyn_platform, config.settings, &config.untrusted)?;
+        }
+        Ok(booted)
+    }
+
+    fn bring_iommu_up(
+        &mut self,
+        platform: Arc<dyn Platform>,
+        settings: Settings,
+        untrusted: &[PciAddress],
+    ) -> Result<(), SimError> {
+        let vector = self.machine.interrupts.allocate();
+        let message = vector.as_ref().map(|vector| {
+            let (address, data) = vector.message();
+            MsiMessage { address, data }
+        });
+        let hardware = SimHardware { machine: &self.machine, message };
+        let driver =
+            AmdVi::init(Arc::clone(&platform), self.machine.ivrs(), &hardware, amd_vi::Config::default())?;
+        let iommu = Arc::new(Iommu::new(platform, settings, Some(Arc::clone(&self.bounce))));
+        iommu.register(driver.clone());
+        iommu.probe(&self.topology, |address| untrusted.contains(&address))?;
+        let threads =
+            Threads::start(Arc::clone(&self.platform), Arc::clone(&iommu), Arc::clone(&driver), vector)?;
+        self.threads = Some(threads);
+        self.iommu = Some(iommu);
+        self.driver = Some(driver);
+        Ok(())
+    }
+
+    /// Memory and time.
+    pub fn platform(&self) -> &Arc<SimPlatform> {
+        &self.platform
+    }
+
+    /// The hardware.
+    pub fn hardware(&self) -> &Machine {
+        &self.machine
+    }
+
+    /// The IOMMU core, if there is an IOMMU.
+    pub fn iommu(&self) -> Option<&Arc<Iommu>> {
+        self.iommu.as_ref()
+    }
+
+    /// The IOMMU driver, if there is an IOMMU.
+    pub fn driver(&self) -> Option<&Arc<AmdVi>> {
+        self.driver.as_ref()
+    }
+
+    /// The bounce pool.
+    pub fn bounce(&self) -> &Arc<Swiotlb> {
+        &self.bounce
+    }
+
+    /// The PCI tree, as it was found.
+    pub fn topology(&self) -> &Topology {
+        &self.topology
+    }
+
+    /// Where a function of segment 0 is.
+    pub fn address(id: RequesterId) -> PciAddress {
+        PciAddress { segment: 0, id }
+    }
+
+    /// The IOMMU group of a function.
+    ///
+    /// # Errors
+    /// [`SimError::NoSuchFunction`] when it has none.
+    pub fn group(&self, address: PciAddress) -> Result<Arc<Group>, SimError> {
+        let group = self.iommu.as_ref().and_then(|iommu| iommu.group_of(address));
+        group.ok_or(SimError::NoSuchFunction(address))
+    }
+
+    fn function(&self, address: PciAddress) -> Result<Arc<dyn Function>, SimError> {
+        self.topology.get(address).ok_or(SimError::NoSuchFunction(address))?;
+        let (tree, interrupts) = (Arc::clone(&self.machine.pci), Arc::clone(&self.machine.interrupts));
+        Ok(Arc::new(SimFunction::new(address, tree, interrupts, Arc::clone(&self.platform))))
+    }
+
+    /// Binds a driver to a function that the IOMMU confines in full.
+    ///
+    /// # Errors
+    /// [`SimError::NeedsTrust`] without an IOMMU, and what [`Group::bind`] says.
+    pub fn bind(&self, address: PciAddress) -> Result<(Arc<dyn Function>, Device), SimError> {
+        let function = self.function(address)?;
+        if self.iommu.is_none() {
+            return Err(SimError::NeedsTrust(address));
+        }
+        Ok((function, self.group(address)?.bind(address)?))
+    }
+
+    /// Binds a driver to a function that is not confined in full: in a lazy or identity domain, or without an IOMMU. There
+    /// the device gets a 32-bit mask as long as its driver sets no other, and what it does not reach is bounced.
+    ///
+    /// # Errors
+    /// What [`Group::bind`] says.
+    ///
+    /// # Safety
+    /// The caller trusts the device and its driver to touch only memory that they were given, and to stop before it is
+    /// given back.
+    pub unsafe fn trust(&self, address: PciAddress) -> Result<(Arc<dyn Function>, Device), SimError> {
+        let function = self.function(address)?;
+        if self.iommu.is_some() {
+            // SAFETY: the caller's trust.
+            let device = unsafe { self.group(address)?.bind_trusted(address) }?;
+            return Ok((function, device));
+        }
+        let platform: Arc<dyn Platform> = self.platform.clone();
+        // SAFETY: the caller's trust. These devices do not reach beyond 4 GiB, whatever their drivers think.
+        let ops = unsafe { SwiotlbDma::new(Arc::clone(&platform), Some(Arc::clone(&self.bounce)), ()) };
+        let ops = ops.limited_to(u64::from(u32::MAX));
+        Ok((function, DeviceBuilder::new(address.to_string()).build(Arc::new(ops), platform)))
+    }
+
+    /// Binds a DMA engine as a device that does as it is told.
+    ///
+    /// # Errors
+    /// As [`SimMachine::bind`] and [`SimMachine::trust`], and [`SimError::Engine`].
+    pub fn engine(&self, id: RequesterId) -> Result<EngineBench, SimError> {
+        let address = Self::address(id);
+        let (function, device) = match self.bind(address) {
+            Err(SimError::NeedsTrust(_) | SimError::Group(GroupError::NeedsTrust(_))) => {
+                // SAFETY: whoever asks for an engine tells it what to do: tests and shows, on memory of this machine, which
+                // is no memory of the process.
+                unsafe { self.trust(address) }?
+            }
+            bound => bound?,
+        };
+        Ok(EngineBench::new(function, device)?)
+    }
+
+    /// The faults reported since the last call.
+    pub fn take_faults(&self) -> Vec<Fault> {
+        self.iommu.as_ref().map(|iommu| iommu.take_faults()).unwrap_or_default()
+    }
+
+    /// Free memory that somebody has written to.
+    pub fn check_free_memory(&self) -> Vec<FreeFrameChanged> {
+        self.platform.frames().check_free()
+    }
+}
