@@ -48,7 +48,10 @@ pub struct CommandStatistics {
 enum State {
     Stopped,
     Running,
+    /// Being brought back after the unit had stopped: producers wait.
     Resetting,
+    /// Could not be brought back: producers fail, and the next recovery tries again.
+    Broken,
 }
 
 #[derive(Debug)]
@@ -167,7 +170,7 @@ impl CommandQueue {
         let mut deadline = None;
         loop {
             let mut producer = self.producer.lock();
-            if producer.state == State::Stopped {
+            if matches!(producer.state, State::Stopped | State::Broken) {
                 return Err(CommandError::Stopped);
             }
             if producer.state == State::Running && self.has_room(&mut producer, needed) {
@@ -261,7 +264,7 @@ impl CommandQueue {
     /// What was in the ring is lost: its waiters get [`CommandError::Reset`].
     ///
     /// # Errors
-    /// [`CommandError::Stopped`] when the unit could not be brought back; then it stays stopped.
+    /// [`CommandError::Stopped`] when the unit could not be brought back; another try may do it.
     pub(crate) fn recover(&self, control: &ControlRegister) -> Result<bool, CommandError> {
         let mut control = control.lock();
         if control.status().cmd_buf_run() {
@@ -270,7 +273,7 @@ impl CommandQueue {
         {
             let mut producer = self.producer.lock();
             match producer.state {
-                State::Running => producer.state = State::Resetting,
+                State::Running | State::Broken => producer.state = State::Resetting,
                 State::Stopped | State::Resetting => return Ok(false),
             }
             producer.statistics.resets += 1;
@@ -288,7 +291,7 @@ impl CommandQueue {
         let mut producer = self.producer.lock();
         producer.head = 0;
         producer.tail = 0;
-        producer.state = if running.is_ok() { State::Running } else { State::Stopped };
+        producer.state = if running.is_ok() { State::Running } else { State::Broken };
         running.map(|()| true).map_err(|_| CommandError::Stopped)
     }
 

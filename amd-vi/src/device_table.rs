@@ -1,6 +1,7 @@
 //! The device table of a segment, and how its entries change while the units read them.
 
 use alloc::boxed::Box;
+use alloc::collections::BTreeSet;
 use alloc::sync::Arc;
 use alloc::vec;
 
@@ -15,18 +16,20 @@ use crate::memory::Region;
 /// A device table (Linux: `struct amd_iommu_pci_seg`'s `dev_table`).
 ///
 /// Entries are stored in 64-bit words. A unit may read an entry in pieces while it changes, so no two words that are in use
-/// together change at once: see [`DeviceTable::update`].
+/// together change at once.
 #[derive(Debug)]
 pub struct DeviceTable {
     memory: Region,
     flags: Box<[PersistentFlags]>,
+    /// Devices whose interrupts are never aborted: IO-APICs and timers are no PCI functions that a driver takes.
+    special: BTreeSet<u16>,
     /// One entry changes at a time.
     changing: Mutex<()>,
 }
 
 impl DeviceTable {
-    /// A table for devices 0 to `highest` in which every device is blocked, interrupts included. `flags` of a device are
-    /// those of the smallest range that contains it.
+    /// A table for devices 0 to `highest` in which every device is blocked, interrupts included but those of `special`
+    /// devices. The flags of a device are those of the smallest of `ranges` that contains it.
     ///
     /// # Errors
     /// [`OutOfFrames`] when there is no memory for it.
@@ -34,6 +37,7 @@ impl DeviceTable {
         platform: &Arc<dyn Platform>,
         highest: u16,
         ranges: impl Iterator<Item = (u16, u16, PersistentFlags)>,
+        special: BTreeSet<u16>,
     ) -> Result<Self, OutOfFrames> {
         let memory = Region::new(platform, (u64::from(highest) + 1) * Dte::SIZE)?;
         let entries = (memory.size() / Dte::SIZE) as usize;
@@ -49,7 +53,7 @@ impl DeviceTable {
                 }
             }
         }
-        let table = Self { memory, flags, changing: Mutex::new(()) };
+        let table = Self { memory, flags, special, changing: Mutex::new(()) };
         for device in 0..=(entries - 1).min(usize::from(u16::MAX)) as u16 {
             let blocked = table.entry_for(device, Translation::Blocked, IntCtl::Abort).to_words();
             for (index, word) in blocked.into_iter().enumerate() {
@@ -78,7 +82,8 @@ impl DeviceTable {
     #[doc(alias = "amd_iommu_make_clear_dte")]
     pub(crate) fn entry_for(&self, device: u16, translation: Translation, interrupts: IntCtl) -> Dte {
         let flags = self.flags.get(usize::from(device)).copied().unwrap_or_default();
-        Dte::new(translation, interrupts, flags)
+        let spared = interrupts == IntCtl::Abort && self.special.contains(&device);
+        Dte::new(translation, if spared { IntCtl::Forward } else { interrupts }, flags)
     }
 
     /// The entry as it is in memory.

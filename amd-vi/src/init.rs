@@ -13,7 +13,7 @@ use crate::config::Config;
 use crate::device_table::DeviceTable;
 use crate::driver::{Segment, Shared};
 use crate::hardware::Hardware;
-use crate::ivrs::{Ivhd, Ivrs, IvrsError};
+use crate::ivrs::{DeviceEntry, Ivhd, Ivrs, IvrsError};
 use crate::pci_capability::{IommuCapability, disable_msi, enable_msi};
 use crate::registers::{MMIO_LENGTH, Registers};
 use crate::unit::Unit;
@@ -256,7 +256,12 @@ impl Context<'_> {
                     (first, last, entry.flags())
                 })
             });
-            let table = match DeviceTable::new(&self.platform, highest, flags) {
+            let special =
+                of_segment().flat_map(|unit| &unit.ivhd().entries).filter_map(|entry| match *entry {
+                    DeviceEntry::Special { device, .. } => Some(device),
+                    _ => None,
+                });
+            let table = match DeviceTable::new(&self.platform, highest, flags, special.collect()) {
                 Ok(table) => table,
                 Err(error) => {
                     // SAFETY: no unit has been told of a device table.

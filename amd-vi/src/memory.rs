@@ -4,7 +4,7 @@ use alloc::sync::Arc;
 
 use platform::frames::FRAME_SIZE;
 use platform::sync::atomic::AtomicU64;
-use platform::{FrameRequest, OutOfFrames, PhysAddr, Platform};
+use platform::{FrameRequest, OutOfFrames, PhysAddr, Platform, Window};
 
 /// A run of frames whose size is a power of two.
 ///
@@ -12,6 +12,8 @@ use platform::{FrameRequest, OutOfFrames, PhysAddr, Platform};
 #[derive(Debug)]
 pub(crate) struct Region {
     platform: Arc<dyn Platform>,
+    /// The platform's, kept here because asking for it is a dynamic call.
+    window: Window,
     base: PhysAddr,
     size: u64,
 }
@@ -25,7 +27,7 @@ impl Region {
         let size = size.max(FRAME_SIZE as u64).next_power_of_two();
         let request = FrameRequest { size: size as usize, align: FRAME_SIZE, limit: Self::LIMIT };
         let base = platform.alloc(request)?;
-        Ok(Self { platform: platform.clone(), base, size })
+        Ok(Self { platform: platform.clone(), window: platform.window(), base, size })
     }
 
     /// Where the unit finds it.
@@ -46,7 +48,7 @@ impl Region {
         let at = self.base.wrapping_add(offset & (self.size - 1) & !7);
         // SAFETY: the offset lies within the region, which stays allocated as long as `self` (only `free` gives it back, and
         // takes `self`); the driver and the unit access it by words alone.
-        unsafe { self.platform.window().word(at) }
+        unsafe { self.window.word(at) }
     }
 
     /// Gives the frames back.

@@ -88,6 +88,18 @@ fn every_device_is_blocked_at_first_and_keeps_the_flags_of_the_smallest_range() 
 }
 
 #[test]
+fn interrupts_of_io_apics_and_timers_are_never_aborted() {
+    let entries = [ENTRIES, &[0x48, 0, 0, 0, 33, 0xa0, 0x00, 1]].concat();
+    let setup = bring_up_with(false, FEATURES, &[ivhd(0x10, 2, BASE, &entries)]);
+    let int_ctl = |device| setup.unit.entry(device)[2] >> 60 & 3;
+    assert_eq!((int_ctl(0x00a0), int_ctl(0x00a1)), (1, 0));
+    let southbridge = PciAddress::new(0, 0, 0x14, 0);
+    setup.driver.probe_device(southbridge).unwrap();
+    setup.driver.release_device(southbridge);
+    assert_eq!((int_ctl(0x00a0), setup.unit.entry(0x00a0)[0] & 3), (1, 1));
+}
+
+#[test]
 fn the_caches_are_emptied_before_anything_else_is_done() {
     let setup = bring_up();
     assert_eq!(setup.unit.take_commands()[0], (8 << 60, 0));

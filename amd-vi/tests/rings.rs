@@ -78,12 +78,12 @@ fn a_full_ring_waits_for_room() {
                 thread::yield_now();
             }
         });
+        let _finish = Finish(&done);
         for device in 0..3000 {
             let _ = queue.submit(&[dte(device)]).unwrap();
         }
         let last = queue.submit(&[]).unwrap();
         assert_eq!(queue.wait(last), Ok(()));
-        done.store(true, Ordering::Relaxed);
     });
 }
 
@@ -170,10 +170,10 @@ fn many_producers_each_see_their_own_commands_done() {
                 thread::yield_now();
             }
         });
+        let _finish = Finish(done);
         for producer in producers {
             producer.join().unwrap();
         }
-        done.store(true, Ordering::Relaxed);
     });
     assert_eq!(unit.take_invalidations().len(), 2000);
 }

@@ -80,6 +80,15 @@ pub fn word(at: u64) -> &'static AtomicU64 {
 
 const ADDRESS: u64 = 0x000f_ffff_ffff_f000;
 
+/// Sets a flag when dropped, so that a thread that waits for it ends when a test fails, too.
+pub struct Finish<'a>(pub &'a AtomicBool);
+
+impl Drop for Finish<'_> {
+    fn drop(&mut self) {
+        self.0.store(true, Ordering::Relaxed);
+    }
+}
+
 /// What a test can make the unit do.
 #[derive(Debug, Default)]
 pub struct Switches {
@@ -288,7 +297,7 @@ unsafe impl Mmio for FakeUnit {
     }
 
     fn read32(&self, offset: usize) -> u32 {
-        (self.register(offset & !7) >> (offset & 4) * 8) as u32
+        (self.register(offset & !7) >> ((offset & 4) * 8)) as u32
     }
 
     fn write32(&self, _offset: usize, _value: u32) {
