@@ -3,6 +3,8 @@
 mod error;
 mod machine;
 mod open;
+#[cfg(any(feature = "sim", feature = "swiotlb"))]
+mod sim;
 
 pub use conformance::Bench;
 pub use error::BackendError;

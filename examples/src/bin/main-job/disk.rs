@@ -81,7 +81,11 @@ impl Disk {
     }
 
     /// Compares a part of the file, as the host reads it, with what `expected` says should be there.
-    pub(crate) fn host_compare(&self, len: u64, expected: impl Fn(u64, &mut [u8])) -> Result<bool, DiskError> {
+    pub(crate) fn host_compare(
+        &self,
+        len: u64,
+        expected: impl Fn(u64, &mut [u8]),
+    ) -> Result<bool, DiskError> {
         let unreadable = |error| DiskError::Unreadable(self.path.clone(), error);
         let file = File::open(&self.path).map_err(unreadable)?;
         let mut found = vec![0; 1 << 20];

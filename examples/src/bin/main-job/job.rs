@@ -15,7 +15,7 @@ use crate::options::{Domain, Options};
 use crate::progress::bar;
 use crate::report::{DiskReport, Report};
 use crate::rogue::{self, RogueError};
-use crate::transfer::{Mover, Move, Stretch, Tally};
+use crate::transfer::{Move, Mover, Stretch, Tally};
 
 /// The length of most requests, in bytes.
 const CHUNK: usize = 128 << 10;
@@ -57,7 +57,8 @@ pub(crate) fn run(options: &Options) -> Result<Report, JobError> {
     let (function, device) = bind_disk(&*machine)?;
     let device = Arc::new(device);
 
-    let (controller, mut events) = trace::record(|| Controller::new(function, Arc::clone(&device), options.queues));
+    let (controller, mut events) =
+        trace::record(|| Controller::new(function, Arc::clone(&device), options.queues));
     let controller = controller?;
     let mut mover = Mover::new(&controller)?;
     let (first, more) = trace::record(|| mover.read_one(0, controller.namespace().block_size));
@@ -77,7 +78,6 @@ pub(crate) fn run(options: &Options) -> Result<Report, JobError> {
     let rogue = rogue::show(&*machine)?;
     Ok(Report {
         backend: machine.name(),
-        domain: options.domain,
         machine: machine.description(),
         disk: DiskReport {
             name: disk.name.clone(),
@@ -121,7 +121,11 @@ fn first_chains(events: &[trace::Event], count: Option<usize>) -> Vec<Chain> {
 }
 
 /// Reads the whole disk and hashes as much of it as the file has; the last block may be padded.
-fn read_disk(controller: &Controller, mover: &mut Mover<'_>, disk: &Disk) -> Result<(Tally, [u8; 32]), JobError> {
+fn read_disk(
+    controller: &Controller,
+    mover: &mut Mover<'_>,
+    disk: &Disk,
+) -> Result<(Tally, [u8; 32]), JobError> {
     let namespace = controller.namespace();
     let chunk = CHUNK.min(controller.max_transfer());
     let total = namespace.blocks * namespace.block_size as u64;

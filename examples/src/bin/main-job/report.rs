@@ -7,7 +7,6 @@ use serde_json::{Value, json};
 
 use crate::chain::Chain;
 use crate::job::Written;
-use crate::options::Domain;
 use crate::rogue::{Attempt, Rogue};
 use crate::transfer::{DEPTH, Tally};
 
@@ -26,7 +25,6 @@ pub(crate) struct DiskReport {
 #[derive(Debug)]
 pub(crate) struct Report {
     pub(crate) backend: &'static str,
-    pub(crate) domain: Domain,
     pub(crate) machine: Description,
     pub(crate) disk: DiskReport,
     pub(crate) host_sha256: [u8; 32],

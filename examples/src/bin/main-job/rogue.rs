@@ -2,7 +2,7 @@
 
 use backend::{Backend, BackendError, Bench, Fault};
 use dma_api::{Bidirectional, DmaBuffer, DmaError, Quarantined, Streaming};
-use platform::{DmaAddr, FrameRequest, Frames};
+use platform::{DmaAddr, FrameRequest};
 
 /// Why the show could not be given.
 #[derive(Debug, thiserror::Error)]
@@ -47,8 +47,9 @@ const LEN: usize = 4096;
 pub(crate) fn show(machine: &dyn Backend) -> Result<Rogue, RogueError> {
     let rogue = machine.rogue()?;
     // A device that cannot do anything proves nothing: first it writes where it may.
-    let mapped = Streaming::<_, Bidirectional>::map(rogue.device(), DmaBuffer::<u8>::zeroed(rogue.device(), LEN)?)
-        .map_err(|failed| failed.error)?;
+    let mapped =
+        Streaming::<_, Bidirectional>::map(rogue.device(), DmaBuffer::<u8>::zeroed(rogue.device(), LEN)?)
+            .map_err(|failed| failed.error)?;
     let address = mapped.dma_address();
     let landed = rogue.device_write(address, &MARK).is_ok();
     let buffer = mapped.unmap()?;

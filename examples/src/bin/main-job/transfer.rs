@@ -79,7 +79,8 @@ pub(crate) struct Mover<'c> {
 impl<'c> Mover<'c> {
     /// All I/O queues of `controller`.
     pub(crate) fn new(controller: &'c Controller) -> Result<Self, NvmeError> {
-        let queues = (1..=controller.queues()).map(|id| controller.io_queue(id, DEPTH)).collect::<Result<_, _>>()?;
+        let queues =
+            (1..=controller.queues()).map(|id| controller.io_queue(id, DEPTH)).collect::<Result<_, _>>()?;
         Ok(Self { controller, queues, buffers: Mutex::new(Vec::new()) })
     }
 
@@ -99,7 +100,10 @@ impl<'c> Mover<'c> {
                 .iter_mut()
                 .map(|queue| scope.spawn(|| work(controller, queue, buffers, &next, stretch, how)))
                 .collect();
-            threads.into_iter().map(|thread| thread.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic))).collect()
+            threads
+                .into_iter()
+                .map(|thread| thread.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic)))
+                .collect()
         });
         let time = start.elapsed();
         results.into_iter().collect::<Result<(), _>>()?;

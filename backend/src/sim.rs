@@ -1,0 +1,155 @@
+//! The simulated machine, with and without its IOMMU.
+
+use std::sync::Arc;
+
+use backend_sim::sim_hardware::Machine;
+use backend_sim::{Config, SimError, SimMachine};
+use conformance::Bench;
+use dma_api::Device;
+use iommu_core::{DomainType, Fault, Settings};
+use platform::Platform;
+use platform::pci::{Function, PciAddress};
+
+use crate::{Backend, BackendError, Description, GroupDescription, MemberDescription, Options, Statistics};
+
+struct Sim {
+    name: &'static str,
+    machine: SimMachine,
+    platform: Arc<dyn Platform>,
+}
+
+/// With the IOMMU.
+pub(crate) fn open(options: &Options) -> Result<Box<dyn Backend>, BackendError> {
+    boot("sim", config(options))
+}
+
+/// Without it.
+pub(crate) fn open_without_iommu(options: &Options) -> Result<Box<dyn Backend>, BackendError> {
+    boot("swiotlb", config(options).without_iommu())
+}
+
+fn config(options: &Options) -> Config {
+    let settings = Settings {
+        passthrough: options.domain_type == DomainType::Identity,
+        lazy: options.domain_type == DomainType::DmaFq,
+        ..Settings::default()
+    };
+    Config {
+        disk_writable: options.disk_writable,
+        queues: options.queues,
+        settings,
+        ..Config::new(&options.disk)
+    }
+}
+
+fn boot(name: &'static str, config: Config) -> Result<Box<dyn Backend>, BackendError> {
+    let machine = SimMachine::boot(config).map_err(|error| BackendError::Start(Box::new(error)))?;
+    let platform: Arc<dyn Platform> = machine.platform().clone();
+    Ok(Box::new(Sim { name, machine, platform }))
+}
+
+fn device_error(address: PciAddress, error: SimError) -> BackendError {
+    match error {
+        SimError::NoSuchFunction(address) => BackendError::NoSuchFunction(address),
+        other => BackendError::Device { address, why: Box::new(other) },
+    }
+}
+
+impl Backend for Sim {
+    fn name(&self) -> &'static str {
+        self.name
+    }
+
+    fn platform(&self) -> &Arc<dyn Platform> {
+        &self.platform
+    }
+
+    fn description(&self) -> Description {
+        let units = self.machine.driver().map(|driver| driver.units()).unwrap_or_default();
+        let iommus = units.iter().map(|unit| format!("AMD IOMMU at {}", unit.address())).collect();
+        let memory = self.machine.hardware().ram.ranges().iter().map(|&(_, len)| len).sum();
+        let groups = self.machine.iommu().map(|iommu| iommu.groups()).unwrap_or_default();
+        let member = |address: PciAddress| {
+            let class = self.machine.topology().get(address).map_or(0, |node| node.class);
+            MemberDescription { address, what: class_name(class).into() }
+        };
+        let groups = groups
+            .iter()
+            .map(|group| GroupDescription {
+                id: group.id(),
+                domain_type: group.domain_type(),
+                members: group.devices().into_iter().map(member).collect(),
+                why: group.explain().iter().map(ToString::to_string).collect(),
+            })
+            .collect();
+        Description { iommus, memory, groups }
+    }
+
+    fn disk(&self) -> PciAddress {
+        SimMachine::address(Machine::NVME)
+    }
+
+    fn bind(&self, address: PciAddress) -> Result<(Arc<dyn Function>, Device), BackendError> {
+        self.machine.bind(address).map_err(|error| device_error(address, error))
+    }
+
+    unsafe fn trust(&self, address: PciAddress) -> Result<(Arc<dyn Function>, Device), BackendError> {
+        // SAFETY: the caller's trust, handed on.
+        unsafe { self.machine.trust(address) }.map_err(|error| device_error(address, error))
+    }
+
+    fn rogue(&self) -> Result<Box<dyn Bench>, BackendError> {
+        let address = SimMachine::address(Machine::ENGINE);
+        match self.machine.engine(Machine::ENGINE) {
+            Ok(engine) => Ok(Box::new(engine)),
+            Err(error) => Err(device_error(address, error)),
+        }
+    }
+
+    fn confines_rogue(&self) -> bool {
+        let group = self.machine.group(SimMachine::address(Machine::ENGINE));
+        group.is_ok_and(|group| group.domain_type() == Some(DomainType::Dma))
+    }
+
+    fn take_faults(&self) -> Vec<Fault> {
+        // Events come by an interrupt; one that is under way is waited for.
+        if let (Some(driver), Some(iommu)) = (self.machine.driver(), self.machine.iommu()) {
+            // What does not come back is tried again at the next interrupt.
+            let _ = driver.handle_interrupt(&mut |fault| iommu.report_fault(fault));
+        }
+        self.machine.take_faults()
+    }
+
+    fn statistics(&self) -> Statistics {
+        let core = self.machine.iommu().map(|iommu| iommu.statistics()).unwrap_or_default();
+        let unit = self.machine.hardware().iommu.as_ref().map(|unit| unit.stats()).unwrap_or_default();
+        const COMPLETION_WAIT: usize = 1;
+        let invalidations = unit.commands.iter().enumerate().filter(|&(opcode, _)| opcode != COMPLETION_WAIT);
+        let bounced = self.machine.bounce().statistics().maps;
+        Statistics {
+            maps: core.maps,
+            unmaps: core.unmaps,
+            bounces: bounced,
+            invalidations: invalidations.map(|(_, count)| count).sum(),
+            iotlb_hits: unit.iotlb_hits,
+            iotlb_misses: unit.iotlb_misses,
+            faults: core.faults,
+            quarantined: core.quarantined,
+        }
+    }
+
+    fn check_free_memory(&self) -> Vec<String> {
+        self.machine.check_free_memory().iter().map(ToString::to_string).collect()
+    }
+}
+
+fn class_name(class: u32) -> &'static str {
+    match class >> 8 {
+        0x0108 => "NVMe controller",
+        0x0600 => "host bridge",
+        0x0604 => "PCI bridge",
+        0x0801 => "DMA engine",
+        0x0806 => "IOMMU",
+        _ => "device",
+    }
+}
