@@ -137,7 +137,7 @@ impl Area {
         }
         let first = index - padding;
         let end = first + run;
-        let mut free_run = if end % SEGMENT_SLOTS == 0 { 0 } else { self.slots[end].free_run };
+        let mut free_run = if end.is_multiple_of(SEGMENT_SLOTS) { 0 } else { self.slots[end].free_run };
         for slot in self.slots[first..end].iter_mut().rev() {
             free_run += 1;
             *slot = Slot { free_run, original: 0, data: 0, run: 0, padding: 0, offset: 0 };

@@ -119,7 +119,7 @@ impl Ram {
     /// [`NotRam`]; nothing is written.
     pub fn write(&self, phys: u64, from: &[u8]) -> Result<(), NotRam> {
         let into = self.place(phys, from.len())?;
-        let last = if phys % 8 == 0 && from.len() % 8 == 0 && !from.is_empty() {
+        let last = if phys.is_multiple_of(8) && from.len().is_multiple_of(8) && !from.is_empty() {
             from.len() - 8
         } else {
             from.len()
@@ -135,7 +135,7 @@ impl Ram {
     }
 
     fn word(&self, phys: u64) -> Result<&AtomicU64, NotRam> {
-        if phys % 8 != 0 {
+        if !phys.is_multiple_of(8) {
             return Err(NotRam(phys));
         }
         let at = self.place(phys, 8)?;

@@ -118,6 +118,8 @@ impl Cache {
 /// Full magazines of all CPUs, and empty ones to exchange them for: made when ranges are taken, so that giving one back
 /// allocates nothing.
 #[derive(Debug, Default)]
+// Boxed, since magazines are exchanged with those of a CPU by their pointers.
+#[expect(clippy::vec_box)]
 pub(super) struct Depot {
     full: [Vec<Box<Magazine>>; ORDERS],
     empty: Vec<Box<Magazine>>,

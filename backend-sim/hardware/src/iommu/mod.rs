@@ -174,7 +174,14 @@ enum Outcome {
 
 impl Shared {
     /// Answers a request from the caches alone.
-    fn from_cache(&self, caches: &Caches, device: u16, address: u64, len: u64, write: bool) -> Outcome {
+    fn answer_from_cache(
+        &self,
+        caches: &Caches,
+        device: u16,
+        address: u64,
+        len: u64,
+        write: bool,
+    ) -> Outcome {
         let Some(dte) = caches.dte(device) else { return Outcome::Miss };
         if let Some(outcome) = self.without_table(dte, device, address, len, write) {
             return outcome;
@@ -347,7 +354,7 @@ impl Remapper for AmdIommu {
         let mut walked = false;
         loop {
             let caches = shared.caches.read();
-            match shared.from_cache(&caches, device, address, len, write) {
+            match shared.answer_from_cache(&caches, device, address, len, write) {
                 Outcome::Pass(translated) => {
                     let translates =
                         caches.dte(device).is_some_and(|dte| dte.translation_valid() && dte.mode() != 0);
@@ -422,28 +429,28 @@ unsafe impl Mmio for AmdIommu {
     }
 
     fn read32(&self, at: usize) -> u32 {
-        if at % 4 != 0 || at + 4 > REGION {
+        if !at.is_multiple_of(4) || at + 4 > REGION {
             return u32::MAX;
         }
         (self.shared.registers.lock().read(at & !7) >> (8 * (at & 4))) as u32
     }
 
     fn write32(&self, at: usize, value: u32) {
-        if at % 4 == 0 && at + 4 <= REGION {
+        if at.is_multiple_of(4) && at + 4 <= REGION {
             let shift = 8 * (at & 4);
             self.write(at & !7, u64::from(value) << shift, 0xffff_ffff << shift);
         }
     }
 
     fn read64(&self, at: usize) -> u64 {
-        if at % 8 != 0 || at + 8 > REGION {
+        if !at.is_multiple_of(8) || at + 8 > REGION {
             return u64::MAX;
         }
         self.shared.registers.lock().read(at)
     }
 
     fn write64(&self, at: usize, value: u64) {
-        if at % 8 == 0 && at + 8 <= REGION {
+        if at.is_multiple_of(8) && at + 8 <= REGION {
             self.write(at, value, u64::MAX);
         }
     }

@@ -58,7 +58,7 @@ impl Shared {
             return Err(Status::INVALID_FIELD);
         }
         let base = command.prp().0;
-        if base % 4096 != 0 {
+        if !base.is_multiple_of(4096) {
             return Err(Status::INVALID_PRP_OFFSET);
         }
         Ok((id, Ring { base, entries }))

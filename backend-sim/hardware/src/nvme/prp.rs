@@ -27,7 +27,7 @@ pub(super) fn pieces(port: &Port, first: u64, second: u64, len: usize) -> Result
         left
     };
     // Dwords only.
-    if first % 4 != 0 {
+    if !first.is_multiple_of(4) {
         return Err(Status::INVALID_PRP_OFFSET);
     }
     let mut left = add(first, &mut pieces);
@@ -35,14 +35,14 @@ pub(super) fn pieces(port: &Port, first: u64, second: u64, len: usize) -> Result
         return Ok(pieces);
     }
     if left <= PAGE as usize {
-        if second % PAGE != 0 {
+        if !second.is_multiple_of(PAGE) {
             return Err(Status::INVALID_PRP_OFFSET);
         }
         add(second, &mut pieces);
         return Ok(pieces);
     }
     let mut list = second;
-    if list % 8 != 0 {
+    if !list.is_multiple_of(8) {
         return Err(Status::INVALID_PRP_OFFSET);
     }
     while left > 0 {

@@ -105,7 +105,11 @@ impl Shared {
     /// Serves every submission queue once; true when there was anything to do.
     pub(super) fn serve_all(&self, buffer: &mut Vec<u8>) -> bool {
         let count = self.doorbells.len() / 2;
-        (0..count).fold(false, |busy, id| self.serve(id as u16, buffer) || busy)
+        let mut busy = false;
+        for id in 0..count {
+            busy |= self.serve(id as u16, buffer);
+        }
+        busy
     }
 
     /// Takes the commands that a submission queue has, and completes them.

@@ -265,9 +265,9 @@ fn write_region(function: &FunctionState, bar: u8, offset: u64, from: &[u8]) {
     while at < from.len() {
         let left = from.len() - at;
         let place = offset + at as u64;
-        let width = if place % 8 == 0 && left >= 8 {
+        let width = if place.is_multiple_of(8) && left >= 8 {
             8
-        } else if place % 4 == 0 && left >= 4 {
+        } else if place.is_multiple_of(4) && left >= 4 {
             4
         } else {
             1
@@ -379,7 +379,7 @@ impl PciTree {
     }
 
     fn function_at(&self, address: u64) -> Option<(&FunctionState, u8, u64)> {
-        if address < MMIO_BASE || address >= 1 << 32 {
+        if !(MMIO_BASE..1 << 32).contains(&address) {
             return None;
         }
         self.functions
@@ -461,7 +461,7 @@ struct Region {
 
 impl Region {
     fn holds(&self, offset: usize, width: usize) -> bool {
-        offset % width == 0 && offset < self.size && self.size - offset >= width
+        offset.is_multiple_of(width) && offset < self.size && self.size - offset >= width
     }
 }
 
