@@ -1,5 +1,6 @@
 //! Why a backend could not be opened, or a device not be had.
 
+use iommu_core::DomainType;
 use platform::pci::PciAddress;
 
 /// Why a backend could not be opened, or a device not be had.
@@ -14,6 +15,12 @@ pub enum BackendError {
         /// What there is.
         known: String,
     },
+    /// The machine has no IOMMU, so there are no domains whose type could be chosen.
+    #[error("the machine {0:?} has no IOMMU, so it has no domain types")]
+    NoDomains(&'static str),
+    /// No default domain is of this type.
+    #[error("a default domain of type {0} is not possible: there are DMA, DMA-FQ and identity")]
+    DomainType(DomainType),
     /// The machine could not be started.
     #[error("the machine did not start: {0}")]
     Start(Box<dyn std::error::Error + Send + Sync>),

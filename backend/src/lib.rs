@@ -9,5 +9,5 @@ mod sim;
 pub use conformance::Bench;
 pub use error::BackendError;
 pub use iommu_core::{DomainType, Fault};
-pub use machine::{Backend, Description, GroupDescription, MemberDescription, Statistics};
+pub use machine::{Backend, Confinement, Description, FunctionDescription, GroupDescription, Statistics};
 pub use open::{Options, names, open};

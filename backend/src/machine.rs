@@ -49,9 +49,8 @@ pub trait Backend: Send + Sync {
     /// [`BackendError::Device`] when somebody else has it.
     fn rogue(&self) -> Result<Box<dyn Bench>, BackendError>;
 
-    /// Whether an IOMMU confines the device of [`Backend::rogue`], strictly: whatever it was not given, and whatever was
-    /// taken back, is out of its reach.
-    fn confines_rogue(&self) -> bool;
+    /// How far the device of [`Backend::rogue`] is confined.
+    fn rogue_confinement(&self) -> Confinement;
 
     /// The faults that were reported since the last call.
     fn take_faults(&self) -> Vec<Fault>;
@@ -63,6 +62,17 @@ pub trait Backend: Send + Sync {
     fn check_free_memory(&self) -> Vec<String>;
 }
 
+/// What keeps a device from memory that is not its own.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Confinement {
+    /// An IOMMU, strictly: what the device was not given and what was taken back is out of its reach.
+    Strict,
+    /// An IOMMU, lazily: what was taken back may stay within its reach until the next flush.
+    Lazy,
+    /// Nothing.
+    Absent,
+}
+
 /// A machine in words.
 #[derive(Clone, PartialEq, Eq, Debug, Default)]
 pub struct Description {
@@ -70,8 +80,21 @@ pub struct Description {
     pub iommus: Vec<String>,
     /// Bytes of memory.
     pub memory: u64,
+    /// The PCI functions, each after the bridge that it is behind.
+    pub functions: Vec<FunctionDescription>,
     /// The groups, in order of their numbers. Without an IOMMU there are none.
     pub groups: Vec<GroupDescription>,
+}
+
+/// A PCI function.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct FunctionDescription {
+    /// Where it is.
+    pub address: PciAddress,
+    /// What it is.
+    pub what: &'static str,
+    /// The bridge that it is behind; `None` on a root bus.
+    pub bridge: Option<PciAddress>,
 }
 
 /// An IOMMU group.
@@ -81,19 +104,10 @@ pub struct GroupDescription {
     pub id: u32,
     /// The type of its default domain.
     pub domain_type: Option<DomainType>,
-    /// The devices in it.
-    pub members: Vec<MemberDescription>,
+    /// The functions in it.
+    pub members: Vec<PciAddress>,
     /// Why they share a group, when there are several.
     pub why: Vec<String>,
-}
-
-/// A device in a group.
-#[derive(Clone, PartialEq, Eq, Debug)]
-pub struct MemberDescription {
-    /// Where it is.
-    pub address: PciAddress,
-    /// What it is.
-    pub what: String,
 }
 
 /// Counters of a machine since its start.

@@ -15,8 +15,9 @@ pub struct Options {
     pub disk_writable: bool,
     /// I/O queues that the disk's controller should have.
     pub queues: u16,
-    /// The type of the groups' default domains: DMA, DMA-FQ or identity. A machine without an IOMMU has none.
-    pub domain_type: DomainType,
+    /// The type of the groups' default domains: DMA, DMA-FQ or identity; DMA when nothing is said. A machine without an
+    /// IOMMU has none.
+    pub domain_type: Option<DomainType>,
 }
 
 type Opener = fn(&Options) -> Result<Box<dyn Backend>, BackendError>;
@@ -37,7 +38,8 @@ pub fn names() -> impl Iterator<Item = &'static str> {
 /// Opens the backend called `name`, or the first of [`names`].
 ///
 /// # Errors
-/// [`BackendError::Unknown`] when there is none of this name, [`BackendError::Start`] when the machine does not start.
+/// [`BackendError::Unknown`] when there is none of this name, [`BackendError::NoDomains`] and [`BackendError::DomainType`]
+/// when the domain type is not possible, [`BackendError::Start`] when the machine does not start.
 pub fn open(name: Option<&str>, options: &Options) -> Result<Box<dyn Backend>, BackendError> {
     let chosen = BACKENDS.iter().find(|&&(known, _)| name.is_none_or(|name| name == known));
     match chosen {

@@ -6,11 +6,17 @@ use backend_sim::sim_hardware::Machine;
 use backend_sim::{Config, SimError, SimMachine};
 use conformance::Bench;
 use dma_api::Device;
-use iommu_core::{DomainType, Fault, Settings};
+#[cfg(feature = "sim")]
+use iommu_core::Settings;
+use iommu_core::pci::{Node, PortType};
+use iommu_core::{DomainType, Fault};
 use platform::Platform;
 use platform::pci::{Function, PciAddress};
 
-use crate::{Backend, BackendError, Description, GroupDescription, MemberDescription, Options, Statistics};
+use crate::{
+    Backend, BackendError, Confinement, Description, FunctionDescription, GroupDescription, Options,
+    Statistics,
+};
 
 struct Sim {
     name: &'static str,
@@ -19,27 +25,29 @@ struct Sim {
 }
 
 /// With the IOMMU.
+#[cfg(feature = "sim")]
 pub(crate) fn open(options: &Options) -> Result<Box<dyn Backend>, BackendError> {
-    boot("sim", config(options))
+    let settings = match options.domain_type.unwrap_or(DomainType::Dma) {
+        DomainType::Dma => Settings::default(),
+        DomainType::DmaFq => Settings { lazy: true, ..Settings::default() },
+        DomainType::Identity => Settings { passthrough: true, ..Settings::default() },
+        other => return Err(BackendError::DomainType(other)),
+    };
+    boot("sim", Config { settings, ..config(options) })
 }
 
 /// Without it.
+#[cfg(feature = "swiotlb")]
 pub(crate) fn open_without_iommu(options: &Options) -> Result<Box<dyn Backend>, BackendError> {
-    boot("swiotlb", config(options).without_iommu())
+    const NAME: &str = "swiotlb";
+    if options.domain_type.is_some() {
+        return Err(BackendError::NoDomains(NAME));
+    }
+    boot(NAME, config(options).without_iommu())
 }
 
 fn config(options: &Options) -> Config {
-    let settings = Settings {
-        passthrough: options.domain_type == DomainType::Identity,
-        lazy: options.domain_type == DomainType::DmaFq,
-        ..Settings::default()
-    };
-    Config {
-        disk_writable: options.disk_writable,
-        queues: options.queues,
-        settings,
-        ..Config::new(&options.disk)
-    }
+    Config { disk_writable: options.disk_writable, queues: options.queues, ..Config::new(&options.disk) }
 }
 
 fn boot(name: &'static str, config: Config) -> Result<Box<dyn Backend>, BackendError> {
@@ -68,21 +76,26 @@ impl Backend for Sim {
         let units = self.machine.driver().map(|driver| driver.units()).unwrap_or_default();
         let iommus = units.iter().map(|unit| format!("AMD IOMMU at {}", unit.address())).collect();
         let memory = self.machine.hardware().ram.ranges().iter().map(|&(_, len)| len).sum();
+        let topology = self.machine.topology();
+        let functions = topology
+            .iter()
+            .map(|node| FunctionDescription {
+                address: node.address,
+                what: what(node),
+                bridge: topology.parent(node).map(|bridge| bridge.address),
+            })
+            .collect();
         let groups = self.machine.iommu().map(|iommu| iommu.groups()).unwrap_or_default();
-        let member = |address: PciAddress| {
-            let class = self.machine.topology().get(address).map_or(0, |node| node.class);
-            MemberDescription { address, what: class_name(class).into() }
-        };
         let groups = groups
             .iter()
             .map(|group| GroupDescription {
                 id: group.id(),
                 domain_type: group.domain_type(),
-                members: group.devices().into_iter().map(member).collect(),
+                members: group.devices(),
                 why: group.explain().iter().map(ToString::to_string).collect(),
             })
             .collect();
-        Description { iommus, memory, groups }
+        Description { iommus, memory, functions, groups }
     }
 
     fn disk(&self) -> PciAddress {
@@ -106,9 +119,13 @@ impl Backend for Sim {
         }
     }
 
-    fn confines_rogue(&self) -> bool {
+    fn rogue_confinement(&self) -> Confinement {
         let group = self.machine.group(SimMachine::address(Machine::ENGINE));
-        group.is_ok_and(|group| group.domain_type() == Some(DomainType::Dma))
+        match group.ok().and_then(|group| group.domain_type()) {
+            Some(DomainType::Dma) => Confinement::Strict,
+            Some(DomainType::DmaFq) => Confinement::Lazy,
+            _ => Confinement::Absent,
+        }
     }
 
     fn take_faults(&self) -> Vec<Fault> {
@@ -143,13 +160,16 @@ impl Backend for Sim {
     }
 }
 
-fn class_name(class: u32) -> &'static str {
-    match class >> 8 {
-        0x0108 => "NVMe controller",
-        0x0600 => "host bridge",
-        0x0604 => "PCI bridge",
-        0x0801 => "DMA engine",
-        0x0806 => "IOMMU",
+fn what(node: &Node) -> &'static str {
+    match (node.port_type, node.class >> 8) {
+        (PortType::RootPort, _) => "root port",
+        (PortType::UpstreamPort, _) => "switch, upstream port",
+        (PortType::DownstreamPort, _) => "switch, downstream port",
+        (_, 0x0108) => "NVMe controller",
+        (_, 0x0600) => "host bridge",
+        (_, 0x0604) => "PCI bridge",
+        (_, 0x0801) => "DMA engine",
+        (_, 0x0806) => "IOMMU",
         _ => "device",
     }
 }

@@ -128,7 +128,7 @@ impl Topology {
     }
 
     /// The bridge whose secondary bus this function is on; `None` on a root bus.
-    pub(crate) fn parent(&self, node: &Node) -> Option<&Node> {
+    pub fn parent(&self, node: &Node) -> Option<&Node> {
         let bus = node.address.id.bus();
         let same_segment = |bridge: &&Node| bridge.address.segment == node.address.segment;
         self.iter()

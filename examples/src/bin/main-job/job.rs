@@ -51,7 +51,7 @@ pub(crate) fn run(options: &Options) -> Result<Report, JobError> {
             disk: disk.path.clone(),
             disk_writable: disk.writable,
             queues: options.queues,
-            domain_type: domain_type(options.domain),
+            domain_type: options.domain.map(domain_type),
         },
     )?;
     let (function, device) = bind_disk(&*machine)?;

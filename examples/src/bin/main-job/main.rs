@@ -8,6 +8,7 @@ mod progress;
 mod report;
 mod rogue;
 mod transfer;
+mod tree;
 
 use std::process::ExitCode;
 

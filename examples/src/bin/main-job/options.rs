@@ -23,9 +23,9 @@ pub(crate) struct Options {
     #[arg(long, value_name = "NAME", value_parser = clap::builder::PossibleValuesParser::new(backend::names()))]
     pub(crate) backend: Option<String>,
 
-    /// How the disk's I/O addresses are made and given back
-    #[arg(long, value_enum, default_value_t = Domain::Dma)]
-    pub(crate) domain: Domain,
+    /// How I/O addresses are made and given back, where there is an IOMMU [default: dma]
+    #[arg(long, value_enum)]
+    pub(crate) domain: Option<Domain>,
 
     /// I/O queues, each with a thread of its own
     #[arg(long, value_name = "N", default_value_t = 2, value_parser = clap::value_parser!(u16).range(1..=8))]
@@ -40,7 +40,7 @@ pub(crate) struct Options {
     pub(crate) trace: Option<usize>,
 }
 
-/// The type of the default domain of the disk's group.
+/// The type of the groups' default domains.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, ValueEnum)]
 pub(crate) enum Domain {
     /// Translated, strict: nothing stays reachable after an unmap

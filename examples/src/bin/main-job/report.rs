@@ -2,13 +2,14 @@
 
 use std::fmt;
 
-use backend::{Description, Fault, Statistics};
+use backend::{Confinement, Description, Fault, Statistics};
 use serde_json::{Value, json};
 
 use crate::chain::Chain;
 use crate::job::Written;
 use crate::rogue::{Attempt, Rogue};
 use crate::transfer::{DEPTH, Tally};
+use crate::tree::Tree;
 
 /// The disk, as the driver found it.
 #[derive(Debug)]
@@ -44,7 +45,7 @@ impl Report {
         self.sha256 == self.host_sha256
             && self.written.is_none_or(|written| written.read_back && written.on_host)
             && self.free_memory_changed.is_empty()
-            && (!self.rogue.confined || self.rogue.attempts.iter().all(refused))
+            && self.rogue.attempts.iter().all(Attempt::is_well)
     }
 
     /// The same as one object.
@@ -66,7 +67,7 @@ impl Report {
                 "groups": self.machine.groups.iter().map(|group| json!({
                     "id": group.id,
                     "domain_type": group.domain_type.map(|domain_type| domain_type.to_string()),
-                    "devices": group.members.iter().map(|member| member.address.to_string()).collect::<Vec<_>>(),
+                    "devices": group.members.iter().map(ToString::to_string).collect::<Vec<_>>(),
                     "why": group.why,
                 })).collect::<Vec<_>>(),
             },
@@ -87,7 +88,11 @@ impl Report {
                 "on_host": written.on_host,
             })),
             "rogue": {
-                "confined": self.rogue.confined,
+                "confinement": match self.rogue.confinement {
+                    Confinement::Strict => "strict",
+                    Confinement::Lazy => "lazy",
+                    Confinement::Absent => "none",
+                },
                 "attempts": self.rogue.attempts.iter().map(|attempt| json!({
                     "what": attempt.what,
                     "address": attempt.address.to_string(),
@@ -111,10 +116,6 @@ impl Report {
             "ok": self.all_well(),
         })
     }
-}
-
-fn refused(attempt: &Attempt) -> bool {
-    attempt.memory_unchanged && !attempt.faults.is_empty()
 }
 
 fn hex(bytes: &[u8]) -> String {
@@ -146,16 +147,7 @@ impl Report {
         for iommu in &self.machine.iommus {
             writeln!(f, "  {iommu}")?;
         }
-        for group in &self.machine.groups {
-            let domain_type = group.domain_type.map_or_else(|| "none".into(), |kind| kind.to_string());
-            writeln!(f, "  group {:<2} default domain {domain_type}", group.id)?;
-            for member in &group.members {
-                writeln!(f, "    {} {}", member.address, member.what)?;
-            }
-            for why in &group.why {
-                writeln!(f, "    together because {why}")?;
-            }
-        }
+        write!(f, "{}", Tree(&self.machine))?;
         writeln!(f)
     }
 
@@ -195,8 +187,17 @@ impl Report {
                 writeln!(f, "    {fault}")?;
             }
         }
-        if !self.rogue.confined {
-            writeln!(f, "  (nothing confines the device here: that is what an IOMMU is for)")?;
+        match self.rogue.confinement {
+            Confinement::Strict => {}
+            Confinement::Lazy => {
+                writeln!(
+                    f,
+                    "  (with lazy invalidation a page stays within reach for a while after its unmap)"
+                )?;
+            }
+            Confinement::Absent => {
+                writeln!(f, "  (nothing confines the device here: that is what an IOMMU is for)")?;
+            }
         }
         for changed in &self.free_memory_changed {
             writeln!(f, "  FREE MEMORY CHANGED: {changed}")?;

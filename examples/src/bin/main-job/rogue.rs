@@ -1,6 +1,6 @@
 //! A device that writes where it may not: what the machine lets it do, and what it reports.
 
-use backend::{Backend, BackendError, Bench, Fault};
+use backend::{Backend, BackendError, Bench, Confinement, Fault};
 use dma_api::{Bidirectional, DmaBuffer, DmaError, Quarantined, Streaming};
 use platform::{DmaAddr, FrameRequest};
 
@@ -30,13 +30,21 @@ pub(crate) struct Attempt {
     pub(crate) memory_unchanged: bool,
     /// What the machine reported.
     pub(crate) faults: Vec<Fault>,
+    /// Whether this machine promises to refuse it.
+    pub(crate) must_be_refused: bool,
 }
 
-/// The forbidden writes, and whether this machine promises to refuse them.
+impl Attempt {
+    /// Whether the machine did what it promises.
+    pub(crate) fn is_well(&self) -> bool {
+        !self.must_be_refused || self.memory_unchanged && !self.faults.is_empty()
+    }
+}
+
+/// The forbidden writes, and what keeps the device from them.
 #[derive(Debug)]
 pub(crate) struct Rogue {
-    /// Whether an IOMMU confines the device.
-    pub(crate) confined: bool,
+    pub(crate) confinement: Confinement,
     pub(crate) attempts: Vec<Attempt>,
 }
 
@@ -57,10 +65,10 @@ pub(crate) fn show(machine: &dyn Backend) -> Result<Rogue, RogueError> {
         return Err(RogueError::Canary);
     }
     machine.take_faults();
-    Ok(Rogue {
-        confined: machine.confines_rogue(),
-        attempts: vec![unmapped(machine, &*rogue, buffer, address)?, never_mapped(machine, &*rogue)?],
-    })
+    // The page just unmapped comes first: before anything else makes the IOMMU forget it.
+    let unmapped = unmapped(machine, &*rogue, buffer, address);
+    let attempts = vec![unmapped, never_mapped(machine, &*rogue)?];
+    Ok(Rogue { confinement: machine.rogue_confinement(), attempts })
 }
 
 /// The page was the device's a moment ago; it is given to nobody yet.
@@ -69,12 +77,14 @@ fn unmapped(
     rogue: &dyn Bench,
     mut buffer: DmaBuffer<u8>,
     address: DmaAddr,
-) -> Result<Attempt, RogueError> {
+) -> Attempt {
     buffer.fill(0);
     // What the device says of it does not matter: the memory does.
     let _ = rogue.device_write(address, &MARK);
     let memory_unchanged = buffer.iter().all(|&byte| byte == 0);
-    Ok(Attempt { what: "a page just unmapped", address, memory_unchanged, faults: machine.take_faults() })
+    let must_be_refused = machine.rogue_confinement() == Confinement::Strict;
+    let faults = machine.take_faults();
+    Attempt { what: "a page just unmapped", address, memory_unchanged, faults, must_be_refused }
 }
 
 /// Physical memory that is somebody else's, at the address that it has for the CPU.
@@ -86,5 +96,7 @@ fn never_mapped(machine: &dyn Backend, rogue: &dyn Bench) -> Result<Attempt, Rog
     // As above.
     let _ = rogue.device_write(address, &MARK);
     let memory_unchanged = victim.iter().all(|&byte| byte == 0);
-    Ok(Attempt { what: "an address nobody mapped", address, memory_unchanged, faults: machine.take_faults() })
+    let must_be_refused = machine.rogue_confinement() != Confinement::Absent;
+    let faults = machine.take_faults();
+    Ok(Attempt { what: "an address nobody mapped", address, memory_unchanged, faults, must_be_refused })
 }
