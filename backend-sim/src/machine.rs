@@ -17,7 +17,7 @@ use crate::frames::FreeFrameChanged;
 use crate::function::SimFunction;
 use crate::hardware::SimHardware;
 use crate::platform::SimPlatform;
-use crate::threads::Threads;
+use crate::threads::{InterruptHandler, Threads};
 
 /// What the machine should be like.
 #[derive(Clone, Debug)]
@@ -97,6 +97,7 @@ pub enum SimError {
 #[derive(Debug)]
 pub struct SimMachine {
     threads: Option<Threads>,
+    interrupt_handler: Option<Arc<InterruptHandler>>,
     iommu: Option<Arc<Iommu>>,
     driver: Option<Arc<AmdVi>>,
     bounce: Arc<Swiotlb>,
@@ -123,8 +124,16 @@ impl SimMachine {
         const POOL_LIMIT: PhysAddr = PhysAddr::new(0x03ff_ffff);
         let bounce = Arc::new(Swiotlb::new(&dyn_platform, config.bounce_pool, POOL_LIMIT, 4)?);
         let topology = Topology::scan(&*machine.pci, 0);
-        let mut booted =
-            Self { threads: None, iommu: None, driver: None, bounce, platform, machine, topology };
+        let mut booted = Self {
+            threads: None,
+            interrupt_handler: None,
+            iommu: None,
+            driver: None,
+            bounce,
+            platform,
+            machine,
+            topology,
+        };
         if booted.machine.iommu.is_some() {
             booted.bring_iommu_up(dyn_platform, config.settings, &config.untrusted)?;
         }
@@ -148,9 +157,10 @@ impl SimMachine {
         let iommu = Arc::new(Iommu::new(platform, settings, Some(Arc::clone(&self.bounce))));
         iommu.register(driver.clone());
         iommu.probe(&self.topology, |address| untrusted.contains(&address))?;
-        let threads =
-            Threads::start(Arc::clone(&self.platform), Arc::clone(&iommu), Arc::clone(&driver), vector)?;
-        self.threads = Some(threads);
+        let handler = Arc::new(InterruptHandler::new(Arc::clone(&iommu), Arc::clone(&driver)));
+        let (platform, ticked) = (Arc::clone(&self.platform), Arc::clone(&iommu));
+        self.threads = Some(Threads::start(platform, ticked, Arc::clone(&handler), vector)?);
+        self.interrupt_handler = Some(handler);
         self.iommu = Some(iommu);
         self.driver = Some(driver);
         Ok(())
@@ -258,8 +268,12 @@ impl SimMachine {
         Ok(EngineBench::new(function, device)?)
     }
 
-    /// The faults reported since the last call.
+    /// The faults since the last call: of every request that was refused before this one, whether or not its interrupt has
+    /// been handled.
     pub fn take_faults(&self) -> Vec<Fault> {
+        if let Some(handler) = &self.interrupt_handler {
+            handler.handle();
+        }
         self.iommu.as_ref().map(|iommu| iommu.take_faults()).unwrap_or_default()
     }
 

@@ -7,6 +7,7 @@ use std::time::Duration;
 
 use amd_vi::AmdVi;
 use iommu_core::Iommu;
+use parking_lot::Mutex;
 use platform::Clock;
 use sim_hardware::interrupts::Vector;
 
@@ -14,6 +15,27 @@ use crate::platform::SimPlatform;
 
 /// How often [`Iommu::tick`] is called (Linux: the flush queue's timeout).
 const TICK: Duration = Duration::from_millis(10);
+
+/// What the IOMMU's interrupt asks for, one at a time: whoever is done with it knows that every event that was logged before
+/// has been reported.
+#[derive(Debug)]
+pub(crate) struct InterruptHandler {
+    iommu: Arc<Iommu>,
+    driver: Arc<AmdVi>,
+    running: Mutex<()>,
+}
+
+impl InterruptHandler {
+    pub(crate) fn new(iommu: Arc<Iommu>, driver: Arc<AmdVi>) -> Self {
+        Self { iommu, driver, running: Mutex::new(()) }
+    }
+
+    pub(crate) fn handle(&self) {
+        let _running = self.running.lock();
+        // What does not come back is tried again at the next turn.
+        let _ = self.driver.handle_interrupt(&mut |fault| self.iommu.report_fault(fault));
+    }
+}
 
 /// The threads; they end when this is dropped.
 #[derive(Debug)]
@@ -26,7 +48,7 @@ impl Threads {
     pub(crate) fn start(
         platform: Arc<SimPlatform>,
         iommu: Arc<Iommu>,
-        driver: Arc<AmdVi>,
+        handler: Arc<InterruptHandler>,
         interrupt: Option<Vector>,
     ) -> std::io::Result<Self> {
         let stop = Arc::new(AtomicBool::new(false));
@@ -40,12 +62,11 @@ impl Threads {
                 }
             })
         };
-        let ticked = Arc::clone(&iommu);
         running.push(spawn(
             "iommu-tick",
             Box::new(move || {
                 std::thread::sleep(TICK);
-                ticked.tick(platform.now());
+                iommu.tick(platform.now());
             }),
         )?);
         running.push(spawn(
@@ -58,8 +79,7 @@ impl Threads {
                     }
                     None => std::thread::sleep(TICK),
                 }
-                // What does not come back is tried again at the next turn.
-                let _ = driver.handle_interrupt(&mut |fault| iommu.report_fault(fault));
+                handler.handle();
             }),
         )?);
         Ok(Self { stop, running })

@@ -52,7 +52,7 @@ pub trait Backend: Send + Sync {
     /// How far the device of [`Backend::rogue`] is confined.
     fn rogue_confinement(&self) -> Confinement;
 
-    /// The faults that were reported since the last call.
+    /// The faults since the last call: of every request that was refused before this one.
     fn take_faults(&self) -> Vec<Fault>;
 
     /// Counters since the start.

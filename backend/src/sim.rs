@@ -129,11 +129,6 @@ impl Backend for Sim {
     }
 
     fn take_faults(&self) -> Vec<Fault> {
-        // Events come by an interrupt; one that is under way is waited for.
-        if let (Some(driver), Some(iommu)) = (self.machine.driver(), self.machine.iommu()) {
-            // What does not come back is tried again at the next interrupt.
-            let _ = driver.handle_interrupt(&mut |fault| iommu.report_fault(fault));
-        }
         self.machine.take_faults()
     }
 

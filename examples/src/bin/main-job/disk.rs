@@ -8,6 +8,8 @@ use std::path::{Path, PathBuf};
 use sha2::{Digest, Sha256};
 use tempfile::TempDir;
 
+use crate::progress::bar;
+
 /// The smallest disk that has anything to read: one block.
 pub(crate) const BLOCK: u64 = 512;
 const SEEDED_LEN: u64 = 64 << 20;
@@ -52,7 +54,7 @@ impl Disk {
                 }
                 let folder = folder()?;
                 let copy = folder.path().join("scratch.img");
-                fs::copy(path, &copy).map_err(|error| DiskError::Unwritable(copy.clone(), error))?;
+                copy_with_progress(path, &copy, len)?;
                 let name = format!("a scratch copy of {name}");
                 Ok(Self { path: copy, name, len, writable: true, _folder: Some(folder) })
             }
@@ -72,12 +74,16 @@ impl Disk {
         let mut file = File::open(&self.path).map_err(unreadable)?;
         let mut hash = Sha256::new();
         let mut piece = vec![0; 1 << 20];
+        let bar = bar("hashing", self.len);
         loop {
             match file.read(&mut piece).map_err(unreadable)? {
-                0 => return Ok(hash.finalize().into()),
+                0 => break,
                 len => hash.update(&piece[..len]),
             }
+            bar.inc(piece.len() as u64);
         }
+        bar.finish_and_clear();
+        Ok(hash.finalize().into())
     }
 
     /// Compares a part of the file, as the host reads it, with what `expected` says should be there.
@@ -115,6 +121,16 @@ fn check(path: &Path) -> Result<u64, DiskError> {
         return Err(DiskError::TooSmall(path.into(), metadata.len()));
     }
     Ok(metadata.len())
+}
+
+fn copy_with_progress(from: &Path, to: &Path, len: u64) -> Result<(), DiskError> {
+    let bar = bar("copying", len);
+    let file = File::open(from).map_err(|error| DiskError::Unreadable(from.into(), error))?;
+    let mut from = io::BufReader::with_capacity(1 << 20, file);
+    let copied = File::create(to).and_then(|copy| io::copy(&mut from, &mut bar.wrap_write(copy)));
+    copied.map_err(|error| DiskError::Unwritable(to.into(), error))?;
+    bar.finish_and_clear();
+    Ok(())
 }
 
 fn folder() -> Result<TempDir, DiskError> {

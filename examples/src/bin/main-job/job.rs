@@ -172,7 +172,13 @@ fn write_disk(controller: &Controller, mover: &mut Mover<'_>, disk: &Disk) -> Re
     let block_size = controller.namespace().block_size as u64;
     let len = (disk.len / block_size * block_size).min(WRITE_TOTAL);
     let stretch = Stretch { start: 0, len, chunk: CHUNK.min(controller.max_transfer()) };
-    let tally = mover.run(stretch, &Move::Write(&pattern))?;
+    let bar = bar("writing", len);
+    let written = |at: u64, bytes: &mut [u8]| {
+        pattern(at, bytes);
+        bar.inc(bytes.len() as u64);
+    };
+    let tally = mover.run(stretch, &Move::Write(&written))?;
+    bar.finish_and_clear();
     mover.flush()?;
     let mut read_back = true;
     let mut start = 0;
