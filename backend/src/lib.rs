@@ -11,3 +11,8 @@ pub use error::BackendError;
 pub use iommu_core::{DomainType, Fault};
 pub use machine::{Backend, Confinement, Description, FunctionDescription, GroupDescription, Statistics};
 pub use open::{Options, names, open};
+
+/// The example of the workspace's README, which needs a machine to run on.
+#[cfg(all(doctest, feature = "sim"))]
+#[doc = include_str!("../../README.md")]
+struct WorkspaceReadme;

@@ -19,6 +19,8 @@ const SEEDED_LEN: u64 = 64 << 20;
 pub(crate) enum DiskError {
     #[error("{0} is a directory; --disk wants a file")]
     Directory(PathBuf),
+    #[error("{0} is no regular file; --disk wants one")]
+    NotRegular(PathBuf),
     #[error("{0} is too small to be a disk: {1} bytes, and a block has {BLOCK}")]
     TooSmall(PathBuf, u64),
     #[error("cannot read {0}: {1}")]
@@ -115,6 +117,10 @@ fn check(path: &Path) -> Result<u64, DiskError> {
     let metadata = fs::metadata(path).map_err(unreadable)?;
     if metadata.is_dir() {
         return Err(DiskError::Directory(path.into()));
+    }
+    // Opening a pipe would wait for its writer.
+    if !metadata.is_file() {
+        return Err(DiskError::NotRegular(path.into()));
     }
     File::open(path).map_err(unreadable)?;
     if metadata.len() < BLOCK {
