@@ -3,6 +3,7 @@
 mod bench;
 mod loom;
 mod mutate;
+mod named_files;
 mod steps;
 mod test;
 mod workspace;

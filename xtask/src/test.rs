@@ -4,7 +4,7 @@ use clap::Args;
 
 use crate::steps::Steps;
 use crate::workspace::{Package, cargo, packages};
-use crate::{loom, mutate};
+use crate::{loom, mutate, named_files};
 
 #[derive(Args)]
 pub(crate) struct Options {
@@ -16,6 +16,7 @@ pub(crate) struct Options {
 pub(crate) fn run(options: &Options) -> Result<(), String> {
     let packages = packages()?;
     let mut steps = Steps::default();
+    steps.call("docs name files that exist", named_files::run);
     steps.run("format", cargo().args(["fmt", "--all", "--check"]));
     steps.run(
         "lints, all features",
