@@ -38,10 +38,28 @@ pub(crate) fn run(options: &Options) -> Result<(), String> {
         ]),
     );
     steps.run("tests", cargo().args(["test", "--workspace", "--all-features"]));
+    for package in packages.iter().filter(|package| package.library) {
+        steps
+            .call(&format!("{} without features needs no std", package.name), || needs_no_std(&package.name));
+    }
     each_alone(&mut steps, &packages);
     steps.call("loom", || loom::run(&loom::Options::default()));
     steps.call("mutations", || mutate::run(&mutate::Options::drawn(options.mutations)));
     steps.finish()
+}
+
+/// A library that is `no_std` brings it back when anything below it asks for a feature called `std`.
+fn needs_no_std(package: &str) -> Result<(), String> {
+    let tree = ["tree", "-p", package, "--no-default-features", "-e", "normal,features", "--prefix", "none"];
+    let output = cargo().args(tree).output().map_err(|error| error.to_string())?;
+    if !output.status.success() {
+        return Err(String::from_utf8_lossy(&output.stderr).into_owned());
+    }
+    let text = String::from_utf8_lossy(&output.stdout);
+    match text.lines().find(|line| line.contains("feature \"std\"")) {
+        Some(line) => Err(format!("{package} without features still has {line}")),
+        None => Ok(()),
+    }
 }
 
 /// Builds each crate by itself: in the workspace one crate's features are every crate's, which hides what is missing.
