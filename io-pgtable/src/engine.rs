@@ -3,6 +3,7 @@
 use alloc::sync::Arc;
 use core::fmt;
 use core::marker::PhantomData;
+use core::ops::Range;
 
 use platform::frames::FRAME_SIZE;
 use platform::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
@@ -99,6 +100,80 @@ impl<F: Format> PageTable<F> {
                 }
             }
         }
+    }
+
+    /// Writes a page of 2^`shift` bytes: one entry, or several equal ones.
+    #[inline]
+    fn store_leaf(
+        &self,
+        table: PhysAddr,
+        level: u32,
+        entries: Range<usize>,
+        phys: PhysAddr,
+        shift: u32,
+        prot: Prot,
+    ) {
+        let leaf = F::leaf(phys, shift, level, prot);
+        for index in entries {
+            // Release: the memory's contents, zeros included, are there before a device can reach them.
+            self.entry(table, index).store(leaf, Ordering::Release);
+        }
+    }
+
+    /// Maps what `entries` stand for although some of them lead to tables. Earlier mappings may have left those behind,
+    /// empty: an unmap frees only tables that its own range covers. They are filled instead of being replaced by a larger
+    /// page, which would take an invalidation. Returns the bytes mapped beside the error.
+    #[cold]
+    fn map_in_pieces(
+        &self,
+        table: PhysAddr,
+        level: u32,
+        entries: Range<usize>,
+        iova: DmaAddr,
+        phys: PhysAddr,
+        prot: Prot,
+    ) -> (u64, Result<(), MapError>) {
+        let (mut index, mut done) = (entries.start, 0);
+        while index < entries.end {
+            let (at, from) = (iova.wrapping_add(done), phys.wrapping_add(done));
+            let entry = self.entry(table, index);
+            let below = match F::decode(entry.load(Ordering::Acquire), level) {
+                Decoded::Leaf { .. } => return (done, Err(MapError::InUse(at))),
+                Decoded::Table(below) => below,
+                Decoded::Empty => {
+                    if let Some(log2) = self.largest_free(table, level, index..entries.end) {
+                        let shift = F::level_shift(level) + log2;
+                        self.store_leaf(table, level, index..index + (1 << log2), from, shift, prot);
+                        index += 1 << log2;
+                        done += 1 << shift;
+                        continue;
+                    }
+                    match self.install(entry, level, at.get()) {
+                        Ok(below) => below,
+                        Err(error) => return (done, Err(error)),
+                    }
+                }
+            };
+            let (mapped, result) =
+                self.map_in_pieces(below, level - 1, 0..1 << F::INDEX_BITS, at, from, prot);
+            done += mapped;
+            if result.is_err() {
+                return (done, result);
+            }
+            index += 1;
+        }
+        (done, Ok(()))
+    }
+
+    /// log2 of the entries that the largest page has which begins with the first of `entries`, when those are empty. `None`
+    /// when the format has no page of this level's own size.
+    fn largest_free(&self, table: PhysAddr, level: u32, entries: Range<usize>) -> Option<u32> {
+        let most = entries.start.trailing_zeros().min(entries.len().ilog2()).min(F::INDEX_BITS - 1);
+        let empty = |index| self.entry(table, index).load(Ordering::Relaxed) == 0;
+        (0..=most).rev().find(|log2| {
+            F::PAGE_SIZES.contains(1 << (F::level_shift(level) + log2))
+                && (entries.start..entries.start + (1 << log2)).all(empty)
+        })
     }
 
     /// Checks a run of pages against the format.
@@ -228,16 +303,18 @@ unsafe impl<F: Format> IoPageTable for PageTable<F> {
             let mut index = Self::index(at, level);
             while index < 1 << F::INDEX_BITS && done < len {
                 let run = index..index + replicas;
-                if run.clone().any(|index| self.entry(table, index).load(Ordering::Relaxed) != 0) {
-                    return (done, Err(MapError::InUse(DmaAddr::new(iova.get() + done))));
-                }
-                let leaf = F::leaf(phys.wrapping_add(done), shift, level, prot);
-                for index in run {
-                    // Release: the memory's contents, zeros included, are there before a device can reach them.
-                    self.entry(table, index).store(leaf, Ordering::Release);
+                if run.clone().all(|index| self.entry(table, index).load(Ordering::Relaxed) == 0) {
+                    self.store_leaf(table, level, run, phys.wrapping_add(done), shift, prot);
+                    done += page_size;
+                } else {
+                    let (at, phys) = (DmaAddr::new(iova.get() + done), phys.wrapping_add(done));
+                    let (mapped, result) = self.map_in_pieces(table, level, run, at, phys, prot);
+                    done += mapped;
+                    if result.is_err() {
+                        return (done, result);
+                    }
                 }
                 index += replicas;
-                done += page_size;
             }
         }
         (done, Ok(()))

@@ -33,8 +33,9 @@ pub struct Root {
 /// pages that an unmap gives to the gather are not reached from it any more.
 #[doc(alias = "io_pgtable_ops")]
 pub unsafe trait IoPageTable: Send + Sync + fmt::Debug {
-    /// Maps `count` pages of `page_size` bytes (Linux: `map_pages`). Returns the bytes that were mapped beside the error,
-    /// which are the caller's to undo. What is mapped already is never overwritten.
+    /// Maps `count` pages of `page_size` bytes (Linux: `map_pages`), in smaller pages where an empty table is left of earlier
+    /// mappings. Returns the bytes that were mapped beside the error, which are the caller's to undo. What is mapped already
+    /// is never overwritten.
     ///
     /// # Safety
     /// The memory stays valid until it is unmapped, and nobody else touches this range of I/O addresses meanwhile.
