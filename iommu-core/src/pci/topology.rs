@@ -128,12 +128,14 @@ impl Topology {
     }
 
     /// The bridge whose secondary bus this function is on; `None` on a root bus.
+    ///
+    /// A bus has a higher number than the one above it. A bridge that says otherwise leads nowhere, so every way up ends.
     pub fn parent(&self, node: &Node) -> Option<&Node> {
         let bus = node.address.id.bus();
         let same_segment = |bridge: &&Node| bridge.address.segment == node.address.segment;
         self.iter()
             .filter(same_segment)
-            .find(|bridge| bridge.secondary_bus == Some(bus) && bridge.address != node.address)
+            .find(|bridge| bridge.secondary_bus == Some(bus) && bridge.address.id.bus() < bus)
     }
 
     /// The other functions of the same slot.
