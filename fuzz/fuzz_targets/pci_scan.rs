@@ -17,7 +17,10 @@ struct Input<'a>(BTreeMap<u16, &'a [u8]>);
 impl ConfigSpace for Input<'_> {
     fn read32(&self, function: PciAddress, offset: u16) -> u32 {
         let Some(bytes) = self.0.get(&function.id.get()) else { return u32::MAX };
-        u32::from_le_bytes([0, 1, 2, 3].map(|index| bytes[(usize::from(offset) + index) % bytes.len()]))
+        let word = [0, 1, 2, 3].map(|index| bytes[(usize::from(offset) + index) % bytes.len()]);
+        let word = u32::from_le_bytes(word);
+        // Bridges lead to buses that there may be.
+        if offset == 0x18 { word & 0xffff_07ff } else { word }
     }
 
     fn write32(&self, function: PciAddress, offset: u16, value: u32) {

@@ -19,6 +19,15 @@ pub enum Reason {
         /// Whose name its requests carry.
         alias: PciAddress,
     },
+    /// Its requests and another function's carry the same requester ID, which is neither's own.
+    SharedAlias {
+        /// The function.
+        of: PciAddress,
+        /// The other one.
+        other: PciAddress,
+        /// The ID that both use.
+        alias: RequesterId,
+    },
     /// A port on its way to the root lets peers reach each other without passing the IOMMU.
     PortNotIsolated {
         /// The function.
@@ -43,6 +52,9 @@ impl fmt::Display for Reason {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Alias { of, alias } => write!(f, "requests of {of} carry the requester ID of {alias}"),
+            Self::SharedAlias { of, other, alias } => {
+                write!(f, "requests of {of} and {other} carry the same requester ID, {alias}")
+            }
             Self::PortNotIsolated { of, port, missing } => {
                 write!(f, "{port}, above {of}, lets its peers talk past the IOMMU (ACS without ")?;
                 bitflags::parser::to_writer(missing, &mut *f)?;
@@ -144,15 +156,22 @@ impl Grouping<'_> {
     }
 
     fn by_extra_alias(&self, node: &Node, at: &Node) -> Option<(usize, Reason)> {
-        let aliases = |of: PciAddress| self.extra.get(&of).into_iter().flatten();
-        let own = aliases(at.address).map(|&id| PciAddress { segment: at.address.segment, id });
-        let others = self
-            .extra
-            .iter()
-            .filter(|(other, ids)| other.segment == at.address.segment && ids.contains(&at.address.id));
-        own.chain(others.map(|(&other, _)| other)).filter(|&alias| alias != node.address).find_map(|alias| {
-            self.of.get(&alias).map(|&index| (index, Reason::Alias { of: node.address, alias }))
-        })
+        let (segment, id) = (at.address.segment, at.address.id);
+        let own = self.extra.get(&at.address).map_or(&[][..], Vec::as_slice);
+        let index_of = |other: PciAddress| self.of.get(&other).filter(|_| other != node.address).copied();
+        let alias = |alias| index_of(alias).map(|index| (index, Reason::Alias { of: node.address, alias }));
+        let named = own.iter().find_map(|&id| alias(PciAddress { segment, id }));
+        let others = || self.extra.iter().filter(|(other, _)| other.segment == segment);
+        named
+            .or_else(|| others().filter(|(_, ids)| ids.contains(&id)).find_map(|(&other, _)| alias(other)))
+            // An ID that no function has: whoever uses it has the same device table entry.
+            .or_else(|| {
+                others().find_map(|(&other, ids)| {
+                    let shared = *ids.iter().find(|id| own.contains(id))?;
+                    let reason = Reason::SharedAlias { of: node.address, other, alias: shared };
+                    index_of(other).map(|index| (index, reason))
+                })
+            })
     }
 
     fn by_slot(&self, node: &Node, at: &Node) -> Option<(usize, Reason)> {
