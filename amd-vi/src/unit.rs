@@ -16,7 +16,7 @@ use crate::invalidate::{Cover, MOST_BLOCKS, split};
 use crate::ivrs::{Ivhd, IvhdFlags};
 use crate::log::EventLog;
 use crate::pci_capability::IommuCapability;
-use crate::registers::{Control, ExtendedFeatures, ExtendedFeatures2, InvTimeout, Registers, offset};
+use crate::registers::{Control, ExtendedFeatures, ExtendedFeatures2, InvTimeout, Registers, Status, offset};
 
 /// One IOMMU: its registers, its command buffer and its event log.
 #[doc(alias = "amd_iommu")]
@@ -166,6 +166,8 @@ impl Unit {
         self.events.program();
         self.registers.write(offset::EXCLUSION_BASE, 0);
         self.registers.write(offset::EXCLUSION_LIMIT, 0);
+        // An overflow that somebody before left would keep the log from running.
+        self.registers.clear_status(Status::from_bits(Status::WRITE_ONE_TO_CLEAR));
         let mut control = self.control.lock();
         control.update(|control| control.with_event_log_en(true));
         control.update(|control| control.with_cmd_buf_en(true));
@@ -176,11 +178,17 @@ impl Unit {
         Ok(())
     }
 
-    /// What firmware's flags say of the control register (Linux: `iommu_init_flags`).
+    /// What firmware's flags say of the control register (Linux: `iommu_init_flags`). Everything else that somebody before
+    /// has switched on is off, since it points to memory and tables of his: segments of the device table, other logs, wide
+    /// interrupt entries. What stays is firmware's own: cache policy and the filter of system management interrupts.
     fn init_flags(&self) {
         let flags = self.ivhd.flags;
-        self.control.lock().update(|control: Control| {
-            control
+        self.control.lock().update(|old| {
+            Control::new()
+                .with_crw(old.crw())
+                .with_smif_en(old.smif_en())
+                .with_slf_wb_dis(old.slf_wb_dis())
+                .with_smif_log_en(old.smif_log_en())
                 .with_ht_tun_en(flags.contains(IvhdFlags::HT_TUN))
                 .with_pass_pw(flags.contains(IvhdFlags::PASS_PW))
                 .with_res_pass_pw(flags.contains(IvhdFlags::RES_PASS_PW))

@@ -138,6 +138,29 @@ fn what_firmware_left_running_is_stopped_first() {
 }
 
 #[test]
+fn what_somebody_before_switched_on_is_off() {
+    const DEV_TBL_SEG_EN: u64 = 3 << 34;
+    const OTHERS: u64 = 1 << 16 | 1 << 17 | 1 << 30 | 1 << 32 | 1 << 40 | 1 << 50 | 1 << 58;
+    const FIRMWARES_OWN: u64 = 5 << 18 | 1 << 22 | 1 << 24;
+    let (machine, unit) = (Machine::new(), FakeUnit::new(FEATURES));
+    unit.set_register(CONTROL, PASS_PW | DEV_TBL_SEG_EN | OTHERS | FIRMWARES_OWN);
+    let hardware = hardware(&unit, false);
+    let _driver = try_bring_up(&machine, &hardware, &[ivhd(0x10, 2, BASE, ENTRIES)]).unwrap();
+    let control = unit.register(CONTROL);
+    assert_eq!(control & (PASS_PW | DEV_TBL_SEG_EN | OTHERS), 0, "{control:#x}");
+    assert_eq!(control & FIRMWARES_OWN, FIRMWARES_OWN);
+}
+
+#[test]
+fn an_overflow_that_somebody_before_left_is_cleared() {
+    let (machine, unit) = (Machine::new(), FakeUnit::new(FEATURES));
+    unit.set_register(0x2020, 0b11);
+    let hardware = hardware(&unit, false);
+    let _driver = try_bring_up(&machine, &hardware, &[ivhd(0x10, 2, BASE, ENTRIES)]).unwrap();
+    assert_eq!(unit.register(0x2020) & 0b1111, 0b1000);
+}
+
+#[test]
 fn the_richest_block_counts() {
     let rich = ivhd(0x11, 2, BASE, &[0x02, 0x08, 0x00, 0x00]);
     let setup = bring_up_with(false, FEATURES, &[ivhd(0x10, 2, BASE, ENTRIES), rich]);
