@@ -179,9 +179,21 @@ impl Event {
         }
     }
 
-    /// Whether the request was a write. Only page faults and the like say so, and only for memory requests.
+    /// Whether the request was a write. Page faults and the like say so for memory requests; of invalid requests it follows
+    /// from their type.
     pub const fn is_write(self) -> bool {
-        self.header.rw() && !self.header.i() && !self.header.tr()
+        match self.code() {
+            EventCode::InvalidDeviceRequest => !self.header.tr() && matches!(self.header.kind(), 3 | 5 | 6),
+            _ => self.header.rw() && !self.header.i() && !self.header.tr(),
+        }
+    }
+
+    /// Whether the request was an interrupt: a posted write to the interrupt range.
+    pub const fn is_interrupt(self) -> bool {
+        match self.code() {
+            EventCode::InvalidDeviceRequest => !self.header.tr() && matches!(self.header.kind(), 5 | 6),
+            _ => self.header.i(),
+        }
     }
 
     /// Whether the event says that a command stopped the command buffer.

@@ -96,7 +96,7 @@ pub fn fault(segment: u16, event: Event) -> Option<Fault> {
         flags.set(FaultFlags::PERMISSION, header.pe());
     }
     flags.set(FaultFlags::RESERVED, header.rz() && matches!(kind, FaultKind::Page | FaultKind::DeviceEntry));
-    flags.set(FaultFlags::INTERRUPT, header.i());
+    flags.set(FaultFlags::INTERRUPT, event.is_interrupt());
     flags.set(FaultFlags::TRANSLATION, header.tr());
     Some(Fault {
         kind,

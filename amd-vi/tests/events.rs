@@ -6,6 +6,8 @@ use std::sync::atomic::Ordering;
 use std::thread;
 use std::time::Duration;
 
+use amd_vi::event::Event;
+use amd_vi::fault;
 use common::*;
 use iommu_core::{FaultFlags, FaultKind};
 use platform::DmaAddr;
@@ -130,4 +132,27 @@ fn page_faults_are_values() {
     assert_eq!((faults[0].domain, faults[0].flags), (0x1234, FaultFlags::WRITE));
     assert_eq!(faults[1].flags, FaultFlags::PRESENT | FaultFlags::PERMISSION);
     assert_eq!((faults[2].kind, faults[2].flags), (FaultKind::DeviceEntry, FaultFlags::RESERVED));
+}
+
+#[test]
+fn invalid_requests_say_what_they_were_by_their_type() {
+    const WRITE: FaultFlags = FaultFlags::WRITE;
+    const INTERRUPT: FaultFlags = FaultFlags::INTERRUPT;
+    let expected = [
+        FaultFlags::empty(),
+        FaultFlags::empty(),
+        FaultFlags::empty(),
+        WRITE,
+        FaultFlags::empty(),
+        WRITE.union(INTERRUPT),
+        WRITE.union(INTERRUPT),
+        FaultFlags::empty(),
+    ];
+    for (kind, flags) in (0u64..).zip(expected) {
+        let event = Event::from_words(8 << 60 | kind << 57 | 0x0100, 0xfee0_0000);
+        assert_eq!(fault(0, event).map(|fault| (fault.kind, fault.flags)), Some((FaultKind::Request, flags)));
+    }
+    // With TR set the request was one for a translation.
+    let event = Event::from_words(8 << 60 | 5 << 57 | 1 << 56 | 0x0100, 0x1000);
+    assert_eq!(fault(0, event).map(|fault| fault.flags), Some(FaultFlags::TRANSLATION));
 }
