@@ -2,6 +2,7 @@
 
 use std::path::PathBuf;
 use std::sync::Arc;
+use std::time::Duration;
 
 use amd_vi::{AmdVi, InitError, MsiMessage};
 use dma_api::{Device, DeviceBuilder};
@@ -36,6 +37,8 @@ pub struct Config {
     pub untrusted: Vec<PciAddress>,
     /// Bytes of the bounce pool.
     pub bounce_pool: usize,
+    /// How often flush queues are flushed, at the latest (Linux: `IOVA_DEFAULT_FQ_TIMEOUT`, 10 ms).
+    pub tick: Duration,
 }
 
 impl Config {
@@ -49,6 +52,7 @@ impl Config {
             settings: Settings::default(),
             untrusted: Vec::new(),
             bounce_pool: 8 << 20,
+            tick: Duration::from_millis(10),
         }
     }
 
@@ -135,7 +139,7 @@ impl SimMachine {
             topology,
         };
         if booted.machine.iommu.is_some() {
-            booted.bring_iommu_up(dyn_platform, config.settings, &config.untrusted)?;
+            booted.bring_iommu_up(dyn_platform, config.settings, &config.untrusted, config.tick)?;
         }
         Ok(booted)
     }
@@ -145,6 +149,7 @@ impl SimMachine {
         platform: Arc<dyn Platform>,
         settings: Settings,
         untrusted: &[PciAddress],
+        tick: Duration,
     ) -> Result<(), SimError> {
         let vector = self.machine.interrupts.allocate();
         let message = vector.as_ref().map(|vector| {
@@ -159,7 +164,7 @@ impl SimMachine {
         iommu.probe(&self.topology, |address| untrusted.contains(&address))?;
         let handler = Arc::new(InterruptHandler::new(Arc::clone(&iommu), Arc::clone(&driver)));
         let (platform, ticked) = (Arc::clone(&self.platform), Arc::clone(&iommu));
-        self.threads = Some(Threads::start(platform, ticked, Arc::clone(&handler), vector)?);
+        self.threads = Some(Threads::start(tick, platform, ticked, Arc::clone(&handler), vector)?);
         self.interrupt_handler = Some(handler);
         self.iommu = Some(iommu);
         self.driver = Some(driver);

@@ -13,8 +13,8 @@ use sim_hardware::interrupts::Vector;
 
 use crate::platform::SimPlatform;
 
-/// How often [`Iommu::tick`] is called (Linux: the flush queue's timeout).
-const TICK: Duration = Duration::from_millis(10);
+/// How often the event logs are looked at without an interrupt, in case one was lost.
+const POLL: Duration = Duration::from_millis(10);
 
 /// What the IOMMU's interrupt asks for, one at a time: whoever is done with it knows that every event that was logged before
 /// has been reported.
@@ -45,7 +45,9 @@ pub(crate) struct Threads {
 }
 
 impl Threads {
+    /// Starts them; [`Iommu::tick`] is called once every `tick`.
     pub(crate) fn start(
+        tick: Duration,
         platform: Arc<SimPlatform>,
         iommu: Arc<Iommu>,
         handler: Arc<InterruptHandler>,
@@ -65,19 +67,19 @@ impl Threads {
         running.push(spawn(
             "iommu-tick",
             Box::new(move || {
-                std::thread::sleep(TICK);
+                // The end of the threads wakes it early.
+                std::thread::park_timeout(tick);
                 iommu.tick(platform.now());
             }),
         )?);
         running.push(spawn(
             "iommu-irq",
             Box::new(move || {
-                // Without an interrupt, and in case one was lost, the log is looked at from time to time.
                 match &interrupt {
                     Some(vector) => {
-                        vector.wait(TICK);
+                        vector.wait(POLL);
                     }
-                    None => std::thread::sleep(TICK),
+                    None => std::thread::sleep(POLL),
                 }
                 handler.handle();
             }),
@@ -90,6 +92,7 @@ impl Drop for Threads {
     fn drop(&mut self) {
         self.stop.store(true, Ordering::Release);
         for thread in self.running.drain(..) {
+            thread.thread().unpark();
             // A thread that has panicked has said so.
             let _ = thread.join();
         }
