@@ -47,6 +47,9 @@ impl Shared {
 
     /// Takes and executes one command; false when there is none.
     fn execute_next(&self) -> bool {
+        if self.held.load(Ordering::Acquire) {
+            return false;
+        }
         let Some(at) = self.registers.lock().next_command() else { return false };
         if self.stop.load(Ordering::Acquire) {
             return false;

@@ -83,6 +83,8 @@ struct Shared {
     msi: Mutex<Msi>,
     /// Completion waits whose store will be lost.
     lost_completions: AtomicU64,
+    /// Commands are left in the ring for now.
+    held: AtomicBool,
     doorbell: AtomicBool,
     asleep: Mutex<bool>,
     wake: Condvar,
@@ -102,6 +104,7 @@ impl AmdIommu {
             counters: Counters::default(),
             msi: Mutex::default(),
             lost_completions: AtomicU64::new(0),
+            held: AtomicBool::new(false),
             doorbell: AtomicBool::new(false),
             asleep: Mutex::new(false),
             wake: Condvar::new(),
@@ -137,6 +140,12 @@ impl AmdIommu {
     /// Misbehaves: the stores of the next `count` completion waits are lost.
     pub fn drop_completions(&self, count: u64) {
         self.shared.lost_completions.store(count, Ordering::Relaxed);
+    }
+
+    /// Takes its time: while `held`, no command is taken from the ring. One that was taken before is executed.
+    pub fn hold_commands(&self, held: bool) {
+        self.shared.held.store(held, Ordering::Release);
+        self.shared.ring_doorbell();
     }
 
     /// Stops the command processor and waits for it.

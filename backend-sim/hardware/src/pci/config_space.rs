@@ -204,6 +204,11 @@ impl ConfigSpace {
         self.acs_offset.map_or(0, |at| self.get(at + 4) >> 16)
     }
 
+    /// Whether it is a switch's port towards the root.
+    pub(super) fn is_upstream_port(&self) -> bool {
+        self.get(PCIE_CAPABILITY) >> 20 & 0xf == PortType::UpstreamPort as u32
+    }
+
     /// First and last bus behind a bridge.
     pub(super) fn buses_behind(&self) -> Option<(u8, u8)> {
         let bridge = self.get(0x0c) >> 16 & 0x7f == 1;

@@ -345,12 +345,17 @@ impl PciTree {
             return Ok(target);
         }
         for bridge in self.bridges_above(requester.bus()) {
-            let (behind, acs, on) = {
+            let (behind, acs, on, upstream) = {
                 let config = bridge.config.lock();
-                (config.buses_behind().unwrap_or((0, 0)), config.acs_enabled(), config.bus_master())
+                let behind = config.buses_behind().unwrap_or((0, 0));
+                (behind, config.acs_enabled(), config.bus_master(), config.is_upstream_port())
             };
             if !on {
                 return Err(BusError::MasterAbort);
+            }
+            // What a downstream port has sent up does not turn round on its way out of the switch.
+            if upstream {
+                continue;
             }
             if acs & ACS_SOURCE_VALIDATION != 0 && !(behind.0..=behind.1).contains(&requester.bus()) {
                 return Err(BusError::TargetAbort);
