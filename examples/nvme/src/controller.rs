@@ -1,6 +1,7 @@
 //! A controller: bring-up, admin commands, shutdown.
 
 use alloc::boxed::Box;
+use alloc::collections::BTreeSet;
 use alloc::sync::Arc;
 use core::time::Duration;
 
@@ -34,6 +35,20 @@ pub struct Controller {
     info: ControllerInfo,
     namespace: NamespaceInfo,
     queues: u16,
+    taken: Mutex<BTreeSet<u16>>,
+}
+
+/// The number of an I/O queue, taken as long as this lives: two queues of one number would share an interrupt.
+#[derive(Debug)]
+pub(crate) struct QueueNumber<'c> {
+    pub(crate) id: u16,
+    taken: &'c Mutex<BTreeSet<u16>>,
+}
+
+impl Drop for QueueNumber<'_> {
+    fn drop(&mut self) {
+        self.taken.lock().remove(&self.id);
+    }
 }
 
 #[derive(Debug)]
@@ -78,6 +93,7 @@ impl Controller {
                 capabilities,
                 info,
                 namespace,
+                taken: Mutex::default(),
             }),
             Err(error) => {
                 // Before its queues are freed. What it says now does not matter: the first error does.
@@ -120,11 +136,15 @@ impl Controller {
     /// get fewer. Its completions interrupt by the vector of the same number.
     ///
     /// # Errors
-    /// [`NvmeError`] with the reason; nothing stays behind.
+    /// [`NvmeError::QueueTaken`] while there is one of this number, else [`NvmeError`] with the reason; nothing stays behind.
     pub fn io_queue(&self, id: u16, depth: u32) -> Result<IoQueue<'_>, NvmeError> {
         if id == 0 || id > self.queues {
             return Err(NvmeError::Unsupported("no I/O queue of this number"));
         }
+        if !self.taken.lock().insert(id) {
+            return Err(NvmeError::QueueTaken(id));
+        }
+        let number = QueueNumber { id, taken: &self.taken };
         let entries = depth.saturating_add(1).clamp(2, self.capabilities.max_queue_entries);
         let stride = self.capabilities.doorbell_stride;
         let pair = QueuePair::new(&self.device, Arc::clone(&self.registers), stride, id, entries)?;
@@ -135,7 +155,7 @@ impl Controller {
             self.admin(Command::delete_completion_queue(id))?;
             return Err(error);
         }
-        Ok(IoQueue::new(self, id, pair, interrupt))
+        Ok(IoQueue::new(self, number, pair, interrupt))
     }
 
     /// Deletes an I/O queue; the controller has given up its commands when this returns.

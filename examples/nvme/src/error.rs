@@ -33,6 +33,9 @@ pub enum NvmeError {
     /// A command failed.
     #[error("{0}")]
     Command(CommandStatus),
+    /// There is an I/O queue of this number already.
+    #[error("I/O queue {0} is there already")]
+    QueueTaken(u16),
     /// All slots of the queue are taken; wait for a completion.
     #[error("the queue is full")]
     QueueFull,

@@ -9,6 +9,7 @@ use platform::DmaAddr;
 use platform::pci::Interrupt;
 
 use crate::command::{Command, Completion};
+use crate::controller::QueueNumber;
 use crate::prp::{Prp, PrpList};
 use crate::queue::QueuePair;
 use crate::{Controller, NvmeError};
@@ -18,12 +19,13 @@ use crate::{Controller, NvmeError};
 #[derive(Debug)]
 pub struct IoQueue<'c> {
     controller: &'c Controller,
-    id: u16,
     pair: QueuePair,
     interrupt: Box<dyn Interrupt>,
     slots: Box<[Slot<'c>]>,
     free: Vec<u16>,
     unsent: bool,
+    // Last: the next queue of this number gets its interrupt when this one's is gone.
+    number: QueueNumber<'c>,
 }
 
 #[derive(Debug)]
@@ -66,19 +68,19 @@ pub struct Rejected {
 impl<'c> IoQueue<'c> {
     pub(crate) fn new(
         controller: &'c Controller,
-        id: u16,
+        number: QueueNumber<'c>,
         pair: QueuePair,
         interrupt: Box<dyn Interrupt>,
     ) -> Self {
         let depth = u16::try_from(pair.capacity()).unwrap_or(u16::MAX);
         Self {
             controller,
-            id,
             pair,
             interrupt,
             slots: (0..depth).map(|_| Slot { list: PrpList::default(), transfer: None }).collect(),
             free: (0..depth).rev().collect(),
             unsent: false,
+            number,
         }
     }
 
@@ -239,6 +241,6 @@ impl Transfer<'_> {
 impl Drop for IoQueue<'_> {
     fn drop(&mut self) {
         // When the controller does not delete the queue, unmapping its memory stops it.
-        let _ = self.controller.delete_io_queue(self.id);
+        let _ = self.controller.delete_io_queue(self.number.id);
     }
 }
