@@ -95,6 +95,8 @@ impl Shared {
         match first >> 60 {
             1 => return self.completion_wait(first, second),
             2 => self.caches.write().drop_dte(first as u16),
+            // GN names translations of a PASID, of which there are none.
+            3 if second & 4 != 0 => {}
             3 => {
                 let (start, last) = address_range(second);
                 let pointers = second & 2 != 0;
