@@ -6,6 +6,9 @@ use std::sync::atomic::{AtomicBool, Ordering};
 
 use platform::pci::RequesterId;
 
+/// Message interrupts: writes of 4 bytes to these addresses. It is no memory.
+pub const INTERRUPTS: std::ops::RangeInclusive<u64> = 0xfee0_0000..=0xfeef_ffff;
+
 /// How a request failed, as the requester sees it.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, thiserror::Error)]
 pub enum BusError {

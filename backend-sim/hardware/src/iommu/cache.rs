@@ -4,6 +4,8 @@
 use std::collections::{HashMap, HashSet, VecDeque};
 use std::hash::{BuildHasherDefault, Hasher};
 
+use parking_lot::Mutex;
+
 use super::device_table::Dte;
 
 /// A page translation, with the permissions of all table levels.
@@ -67,7 +69,7 @@ pub(super) struct Caches {
     /// Addresses that were not there, by domain and page of 4 KiB: only with NpCache.
     absent: HashSet<(u16, u64)>,
     /// Devices whose first page fault has been logged.
-    pub(super) faulted: HashSet<u16>,
+    faulted: Mutex<HashSet<u16>>,
 }
 
 impl Caches {
@@ -98,16 +100,17 @@ impl Caches {
             && let Some(capacity) = capacity
         {
             self.order.push_back(key);
-            while self.leaves.len() > capacity {
+            while self.leaves.len() > capacity.max(1) {
                 let Some(oldest) = self.order.pop_front() else { break };
                 self.leaves.remove(&oldest);
             }
         }
     }
 
-    /// The lowest table pointer that is cached for an address, below `top`.
-    pub(super) fn pointer(&self, domain: u16, address: u64, top: u32) -> Option<Pointer> {
-        (2..=top).find_map(|level| self.pointers.get(&(domain, level, address >> span(level))).copied())
+    /// The lowest table pointer that is cached for an address, below `top`, and the level of the entry that it is from.
+    pub(super) fn pointer(&self, domain: u16, address: u64, top: u32) -> Option<(u32, Pointer)> {
+        let at = |level| self.pointers.get(&(domain, level, address >> span(level))).copied();
+        (2..=top).find_map(|level| Some((level, at(level)?)))
     }
 
     /// Remembers what the entry of `level` for an address leads to.
@@ -126,7 +129,12 @@ impl Caches {
     /// INVALIDATE_DEVTAB_ENTRY.
     pub(super) fn drop_dte(&mut self, device: u16) {
         self.dtes.remove(&device);
-        self.faulted.remove(&device);
+        self.faulted.get_mut().remove(&device);
+    }
+
+    /// A page fault of a device that logs its first one only; whether this is it.
+    pub(super) fn is_first_fault(&self, device: u16) -> bool {
+        self.faulted.lock().insert(device)
     }
 
     /// INVALIDATE_IOMMU_PAGES: `first` to `last` (inclusive) of a domain. A leaf that is larger than the range goes only

@@ -51,9 +51,6 @@ impl Shared {
             return false;
         }
         let Some(at) = self.registers.lock().next_command() else { return false };
-        if self.stop.load(Ordering::Acquire) {
-            return false;
-        }
         let command = self.ram.read64(at).and_then(|first| Ok((first, self.ram.read64(at + 8)?)));
         let executed = match command {
             Ok((first, second)) => {
@@ -69,12 +66,12 @@ impl Shared {
             }
             Err(_) => Executed::BusError,
         };
+        self.registers.lock().command_ended(!matches!(executed, Executed::Done));
         let event = match executed {
-            Executed::Done => return true,
+            Executed::Done => return !self.stop.load(Ordering::Acquire),
             Executed::Illegal => Event::illegal_command(at),
             Executed::BusError => Event::command_hardware_error(at),
         };
-        self.registers.lock().halted = true;
         self.log(event);
         false
     }

@@ -12,7 +12,8 @@ pub struct Config {
     pub efr: u64,
     /// Capability bit NpCache: results "not present" are remembered too.
     pub np_cache: bool,
-    /// How many page translations are kept; the oldest go first. `None` keeps all until a command names them.
+    /// How many page translations are kept, at least one; the oldest go first. `None` keeps all until a command names
+    /// them.
     pub iotlb_capacity: Option<usize>,
     /// Whether an invalidation that meets a part of a large page drops all of it. A real unit may do either; the strict
     /// reading finds more mistakes.

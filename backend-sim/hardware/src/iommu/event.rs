@@ -67,12 +67,19 @@ impl Event {
     }
 
     /// DEV_TAB_HARDWARE_ERROR: the entry at `at` could not be read.
-    pub(super) fn device_table_error(device: u16, at: u64, interrupt: bool) -> Self {
+    pub(super) fn device_table_error(device: u16, at: u64, write: bool, interrupt: bool) -> Self {
         const MASTER_ABORT: u64 = 1 << 57;
-        Self {
-            first: 3 << 60 | MASTER_ABORT | if interrupt { I } else { 0 } | u64::from(device),
-            second: at & !15,
-        }
+        let kind = match (interrupt, write) {
+            (true, _) => I,
+            (false, true) => RW,
+            (false, false) => 0,
+        };
+        Self { first: 3 << 60 | MASTER_ABORT | kind | u64::from(device), second: at & !15 }
+    }
+
+    /// IO_PAGE_FAULT of an interrupt for which there is no device table entry.
+    pub(super) fn interrupt_fault(device: u16, address: u64) -> Self {
+        Self { first: 2 << 60 | I | u64::from(device), second: address }
     }
 
     /// ILLEGAL_COMMAND_ERROR.

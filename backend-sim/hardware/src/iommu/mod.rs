@@ -26,9 +26,13 @@ use self::cache::{Caches, Leaf};
 pub use self::config::Config;
 use self::device_table::Dte;
 use self::event::{Event, Refusal};
-use self::registers::{REGION, Registers, offset};
-use crate::bus::{BusError, MessageSink, Remapper, Translated};
+use self::registers::{LogPlace, REGION, Registers, offset};
+use crate::bus::{BusError, INTERRUPTS, MessageSink, Remapper, Translated};
 use crate::ram::Ram;
+
+/// Types of INVALID_DEVICE_REQUEST: what is no message in the interrupt range; a message with IntCtl = 0.
+const NO_INTERRUPT: u64 = 0;
+const INTERRUPTS_OFF: u64 = 5;
 
 /// What the unit has done since the start.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
@@ -174,9 +178,8 @@ impl fmt::Debug for AmdIommu {
 /// What becomes of a memory request.
 enum Outcome {
     Pass(Translated),
-    Refuse(Event),
-    /// Refused, and nothing is logged.
-    RefuseSilently,
+    /// Refused, with what is to be logged of it.
+    Refuse(Option<Event>),
     /// Not cached: it takes a look at memory.
     Miss,
 }
@@ -192,12 +195,12 @@ impl Shared {
         write: bool,
     ) -> Outcome {
         let Some(dte) = caches.dte(device) else { return Outcome::Miss };
-        if let Some(outcome) = self.without_table(dte, device, address, len, write) {
+        if let Some(outcome) = self.without_table(caches, dte, device, address, len, write) {
             return outcome;
         }
         let Some(leaf) = caches.leaf(dte.domain(), address) else {
             if caches.is_absent(dte.domain(), address) {
-                return refuse(caches, dte, device, address, write, Refusal::NotPresent);
+                return Outcome::Refuse(page_fault(caches, dte, device, address, write, Refusal::NotPresent));
             }
             return Outcome::Miss;
         };
@@ -205,26 +208,33 @@ impl Shared {
     }
 
     /// What needs no table: an entry that is not valid, does not translate, or is illegal.
-    fn without_table(&self, dte: Dte, device: u16, address: u64, len: u64, write: bool) -> Option<Outcome> {
+    fn without_table(
+        &self,
+        caches: &Caches,
+        dte: Dte,
+        device: u16,
+        address: u64,
+        len: u64,
+        write: bool,
+    ) -> Option<Outcome> {
         let untranslated = Outcome::Pass(Translated { phys: address, len });
         if !dte.valid() {
             return Some(untranslated);
         }
         if dte.memory_half_reserved() {
-            return Some(Outcome::Refuse(Event::illegal_dte(device, address, write, false, true)));
+            return Some(Outcome::Refuse(Some(Event::illegal_dte(device, address, write, false, true))));
         }
+        let fault = |refusal| Outcome::Refuse(page_fault(caches, dte, device, address, write, refusal));
         if !dte.translation_valid() {
-            let event = Event::page_fault(device, dte.domain(), address, write, Refusal::NotPresent);
-            return Some(Outcome::Refuse(event));
+            return Some(fault(Refusal::NotPresent));
         }
         match dte.mode() {
             0 => {
                 let allowed = if write { dte.write_allowed() } else { dte.read_allowed() };
-                let fault = || Event::page_fault(device, dte.domain(), address, write, Refusal::Permission);
-                Some(if allowed { untranslated } else { Outcome::Refuse(fault()) })
+                Some(if allowed { untranslated } else { fault(Refusal::Permission) })
             }
-            mode if mode == 7 || mode > self.config.max_levels() => {
-                Some(Outcome::Refuse(Event::illegal_dte(device, address, write, false, false)))
+            mode if mode > self.config.max_levels() => {
+                Some(Outcome::Refuse(Some(Event::illegal_dte(device, address, write, false, false))))
             }
             _ => None,
         }
@@ -243,7 +253,7 @@ impl Shared {
     ) -> Outcome {
         let allowed = if write { leaf.write && dte.write_allowed() } else { leaf.read && dte.read_allowed() };
         if !allowed {
-            return refuse(caches, dte, device, address, write, Refusal::Permission);
+            return Outcome::Refuse(page_fault(caches, dte, device, address, write, Refusal::Permission));
         }
         let offset = address & ((1 << leaf.shift) - 1);
         Outcome::Pass(Translated { phys: leaf.phys + offset, len: len.min((1 << leaf.shift) - offset) })
@@ -259,14 +269,17 @@ impl Shared {
                     return Err(Some(Event::page_fault(device, 0, address, write, Refusal::NotPresent)));
                 };
                 let Some(dte) = Dte::read(&self.ram, at) else {
-                    return Err(Some(Event::device_table_error(device, at, false)));
+                    return Err(Some(Event::device_table_error(device, at, write, false)));
                 };
                 caches.insert_dte(device, dte);
                 return Ok(());
             }
         };
-        if caches.leaf(dte.domain(), address).is_some() {
-            return Ok(());
+        // Since the caches were last looked at, a command or another request may have changed what they hold.
+        match self.answer_from_cache(&caches, device, address, 1, write) {
+            Outcome::Miss => {}
+            Outcome::Pass(_) => return Ok(()),
+            Outcome::Refuse(event) => return Err(event),
         }
         match walker::walk(&self.ram, &mut caches, dte, address, write) {
             Ok(leaf) => {
@@ -277,24 +290,22 @@ impl Shared {
                 if refusal == Refusal::NotPresent && self.config.np_cache {
                     caches.insert_absent(dte.domain(), address);
                 }
-                let suppressed =
-                    dte.suppress_all() || dte.suppress_repeats() && !caches.faulted.insert(device);
-                let event = Event::page_fault(device, dte.domain(), address, write, refusal);
-                Err((!suppressed).then_some(event))
+                Err(page_fault(&caches, dte, device, address, write, refusal))
             }
         }
     }
 
     /// The device table entry for an interrupt.
-    fn dte_for_interrupt(&self, device: u16) -> Result<Dte, Event> {
+    fn dte_for_interrupt(&self, device: u16, address: u64) -> Result<Dte, Event> {
         if let Some(dte) = self.caches.read().dte(device) {
             return Ok(dte);
         }
         let mut caches = self.caches.write();
         let Some(at) = self.registers.lock().dte_address(device) else {
-            return Err(Event::page_fault(device, 0, 0, true, Refusal::NotPresent));
+            return Err(Event::interrupt_fault(device, address));
         };
-        let dte = Dte::read(&self.ram, at).ok_or_else(|| Event::device_table_error(device, at, true))?;
+        let dte =
+            Dte::read(&self.ram, at).ok_or_else(|| Event::device_table_error(device, at, true, true))?;
         caches.insert_dte(device, dte);
         Ok(dte)
     }
@@ -302,21 +313,21 @@ impl Shared {
     /// Writes an event to the log, and raises the unit's interrupt.
     fn log(&self, event: Event) {
         let mut registers = self.registers.lock();
-        let interrupt = registers.event_interrupt_enabled();
-        let Some(at) = registers.next_event() else {
-            self.counters.dropped_events.fetch_add(1, Ordering::Relaxed);
-            drop(registers);
-            if interrupt {
-                self.raise_msi();
-            }
-            return;
-        };
-        // The word with the code last: who sees it sees the address. A log that is no memory loses its events.
-        let written = self.ram.write64(at + 8, event.second).and_then(|()| self.ram.write64(at, event.first));
-        if written.is_ok() {
-            registers.event_written();
-            self.counters.events.fetch_add(1, Ordering::Relaxed);
+        let place = registers.next_event();
+        let mut logged = false;
+        if let LogPlace::At(at) = place {
+            // The word with the code last: who sees it sees the address. A log that is no memory loses its events.
+            let address = self.ram.write64(at + 8, event.second);
+            logged = address.and_then(|()| self.ram.write64(at, event.first)).is_ok();
         }
+        let counter = if logged {
+            registers.event_written();
+            &self.counters.events
+        } else {
+            &self.counters.dropped_events
+        };
+        counter.fetch_add(1, Ordering::Relaxed);
+        let interrupt = registers.event_interrupt_enabled() && (logged || matches!(place, LogPlace::Full));
         drop(registers);
         if interrupt {
             self.raise_msi();
@@ -338,12 +349,18 @@ impl Shared {
     }
 }
 
-/// A page fault, unless the entry keeps it out of the log.
-fn refuse(caches: &Caches, dte: Dte, device: u16, address: u64, write: bool, refusal: Refusal) -> Outcome {
-    if dte.suppress_all() || dte.suppress_repeats() && caches.faulted.contains(&device) {
-        return Outcome::RefuseSilently;
-    }
-    Outcome::Refuse(Event::page_fault(device, dte.domain(), address, write, refusal))
+/// A page fault, unless the entry keeps it out of the log. Errors of memory are always logged.
+fn page_fault(
+    caches: &Caches,
+    dte: Dte,
+    device: u16,
+    address: u64,
+    write: bool,
+    refusal: Refusal,
+) -> Option<Event> {
+    let suppressed = !matches!(refusal, Refusal::TableUnreadable(_))
+        && (dte.suppress_all() || dte.suppress_repeats() && !caches.is_first_fault(device));
+    (!suppressed).then(|| Event::page_fault(device, dte.domain(), address, write, refusal))
 }
 
 impl Remapper for AmdIommu {
@@ -360,6 +377,11 @@ impl Remapper for AmdIommu {
             return access(Translated { phys: address, len });
         }
         let device = requester.get();
+        if INTERRUPTS.contains(&address) {
+            shared.log(Event::invalid_request(device, address, NO_INTERRUPT));
+            return Err(BusError::TargetAbort);
+        }
+        let len = if address < *INTERRUPTS.start() { len.min(*INTERRUPTS.start() - address) } else { len };
         let mut walked = false;
         loop {
             let caches = shared.caches.read();
@@ -378,10 +400,9 @@ impl Remapper for AmdIommu {
                 }
                 Outcome::Refuse(event) => {
                     drop(caches);
-                    shared.log(event);
+                    event.into_iter().for_each(|event| shared.log(event));
                     return Err(BusError::TargetAbort);
                 }
-                Outcome::RefuseSilently => return Err(BusError::TargetAbort),
                 Outcome::Miss => {}
             }
             drop(caches);
@@ -397,8 +418,6 @@ impl Remapper for AmdIommu {
     }
 
     fn interrupt(&self, requester: RequesterId, address: u64, data: u32) -> Result<(u64, u32), BusError> {
-        /// INVALID_DEVICE_REQUEST: a posted write in the interrupt range with IntCtl = 0.
-        const INTERRUPTS_OFF: u64 = 5;
         let shared = &*self.shared;
         if !shared.enabled.load(Ordering::Acquire) {
             return Ok((address, data));
@@ -408,7 +427,7 @@ impl Remapper for AmdIommu {
             shared.log(event);
             Err(BusError::TargetAbort)
         };
-        let dte = match shared.dte_for_interrupt(device) {
+        let dte = match shared.dte_for_interrupt(device, address) {
             Ok(dte) => dte,
             Err(event) => return refused(event),
         };

@@ -52,7 +52,19 @@ pub(super) struct Registers {
     /// The bits of the status register that are kept; the run bits follow from others.
     status: u64,
     /// A command error has stopped the command buffer.
-    pub(super) halted: bool,
+    halted: bool,
+    /// A command is being executed: the command buffer runs until it has ended, whatever is switched off meanwhile.
+    busy: bool,
+}
+
+/// Where an event goes.
+pub(super) enum LogPlace {
+    /// To this address.
+    At(u64),
+    /// Nowhere, and it is the first that does not: the log has just stopped.
+    Full,
+    /// Nowhere: the log does not run.
+    Off,
 }
 
 /// A ring of 16-byte entries: base and size in bytes. `None` for a size code that is reserved.
@@ -140,7 +152,11 @@ impl Registers {
         self.control & IOMMU_EN != 0
     }
 
-    pub(super) fn commands_run(&self) -> bool {
+    fn commands_run(&self) -> bool {
+        self.busy || self.commands_enabled()
+    }
+
+    fn commands_enabled(&self) -> bool {
         let on = IOMMU_EN | CMD_BUF_EN;
         self.control & on == on && !self.halted && ring(self.command_base).is_some()
     }
@@ -163,10 +179,18 @@ impl Registers {
         self.status |= bits;
     }
 
-    /// Where the next command is, if there is one to execute.
-    pub(super) fn next_command(&self) -> Option<u64> {
+    /// Where the next command is, if there is one to execute; the buffer then runs until [`Self::command_ended`].
+    pub(super) fn next_command(&mut self) -> Option<u64> {
         let (base, _) = ring(self.command_base)?;
-        (self.commands_run() && self.command_head != self.command_tail).then_some(base + self.command_head)
+        self.busy = self.commands_enabled() && self.command_head != self.command_tail;
+        self.busy.then_some(base + self.command_head)
+    }
+
+    /// The command has been executed, or has stopped the buffer.
+    pub(super) fn command_ended(&mut self, halt: bool) {
+        self.busy = false;
+        // Switched off meanwhile, it has nothing to halt.
+        self.halted = halt && self.control & CMD_BUF_EN != 0;
     }
 
     /// The command at the head has been taken.
@@ -176,17 +200,16 @@ impl Registers {
         }
     }
 
-    /// Where the next event goes; `None` when the log is off or full. A full log stops.
-    pub(super) fn next_event(&mut self) -> Option<u64> {
-        let (base, size) = ring(self.event_base)?;
-        if !self.events_run() {
-            return None;
-        }
+    /// Where the next event goes. A full log stops.
+    pub(super) fn next_event(&mut self) -> LogPlace {
+        let Some((base, size)) = ring(self.event_base).filter(|_| self.events_run()) else {
+            return LogPlace::Off;
+        };
         if (self.event_tail + 16) & (size - 1) == self.event_head {
             self.status |= STATUS_EVENT_OVERFLOW;
-            return None;
+            return LogPlace::Full;
         }
-        Some(base + self.event_tail)
+        LogPlace::At(base + self.event_tail)
     }
 
     /// The event at the tail has been written.

@@ -26,8 +26,20 @@ pub(super) fn walk(
         return Err(Refusal::NotPresent);
     }
     let domain = dte.domain();
-    let from_root = Pointer { table: dte.root(), level: top, read: true, write: true };
-    let mut at = caches.pointer(domain, address, top).unwrap_or(from_root);
+    let allows = |read: bool, writable: bool| {
+        if write { writable && dte.write_allowed() } else { read && dte.read_allowed() }
+    };
+    let mut at = Pointer { table: dte.root(), level: top, read: true, write: true };
+    if let Some((level, cached)) = caches.pointer(domain, address, top) {
+        // Another access has led it here: this one is checked for itself.
+        if !allows(cached.read, cached.write) {
+            return Err(Refusal::Permission);
+        }
+        if skips(address, level, cached.level) {
+            return Err(Refusal::BadLevel);
+        }
+        at = cached;
+    }
     loop {
         let index = address >> span(at.level) & 0x1ff;
         let place = at.table + 8 * index;
@@ -42,8 +54,7 @@ pub(super) fn walk(
         }
         let read = at.read && entry >> 61 & 1 != 0;
         let writable = at.write && entry >> 62 & 1 != 0;
-        let allowed = if write { writable && dte.write_allowed() } else { read && dte.read_allowed() };
-        if !allowed {
+        if !allows(read, writable) {
             return Err(Refusal::Permission);
         }
         if is_leaf {
@@ -54,15 +65,18 @@ pub(super) fn walk(
         if next >= at.level {
             return Err(Refusal::BadLevel);
         }
-        // Index bits of levels that are skipped must be zero.
-        let skipped = address >> span(next + 1) & ((1 << (9 * (at.level - 1 - next))) - 1);
-        if skipped != 0 {
+        if skips(address, at.level, next) {
             return Err(Refusal::BadLevel);
         }
         let pointer = Pointer { table: entry & ADDRESS, level: next, read, write: writable };
         caches.insert_pointer(domain, address, at.level, pointer);
         at = pointer;
     }
+}
+
+/// Whether the address has index bits for levels between `from` and `to`: they must be zero.
+fn skips(address: u64, from: u32, to: u32) -> bool {
+    address >> span(to + 1) & ((1 << (9 * (from - 1 - to))) - 1) != 0
 }
 
 /// log2 of a leaf's size: the level's own, or coded by the lowest zero of the address field.

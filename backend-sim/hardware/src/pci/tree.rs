@@ -11,11 +11,9 @@ use platform::pci::{PciAddress, RequesterId};
 
 use super::config_space::{Acs, ConfigSpace, PortType};
 use super::msix::{BAR_SIZE, Msix};
-use crate::bus::{BusError, DeviceModel, Identity, MessageSink, Port, Remapper, Upstream};
+use crate::bus::{BusError, DeviceModel, INTERRUPTS, Identity, MessageSink, Port, Remapper, Upstream};
 use crate::ram::Ram;
 
-/// Message interrupts: writes of 4 bytes to these addresses.
-const INTERRUPTS: std::ops::RangeInclusive<u64> = 0xfee0_0000..=0xfeef_ffff;
 /// Where firmware puts the functions' regions.
 const MMIO_BASE: u64 = 0xc000_0000;
 
