@@ -5,7 +5,7 @@ use platform::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
 use crate::flush_queue::FlushQueue;
 use crate::iova::IovaDomain;
-use crate::ops::{DomainOps, ResvRegion, ResvType};
+use crate::ops::{DomainOps, ResvRegion};
 
 #[derive(Debug)]
 pub(crate) struct DmaCookie {
@@ -25,17 +25,24 @@ impl DmaCookie {
     pub(crate) fn new(ops: &dyn DomainOps, regions: &[ResvRegion], cpus: usize) -> Self {
         let (first, last) = ops.aperture();
         let iovas = IovaDomain::new(ops.page_sizes().smallest().max(1), first, last, cpus);
-        for region in regions.iter().filter(|region| region.kind != ResvType::DirectRelaxable) {
-            if let Some(last) = region.start.last_of(region.len) {
-                iovas.reserve(region.start, last);
-            }
-        }
-        Self {
+        let cookie = Self {
             iovas,
             queue: FlushQueue::new(cpus),
             quarantined: AtomicU64::new(0),
             bounces: AtomicU64::new(0),
             low_is_full: AtomicBool::new(false),
+        };
+        cookie.reserve(regions);
+        cookie
+    }
+
+    /// Takes reserved regions out, of whatever kind: the direct ones are mapped to themselves already, relaxable or not
+    /// (Linux: `iova_reserve_iommu_regions`).
+    pub(crate) fn reserve(&self, regions: &[ResvRegion]) {
+        for region in regions {
+            if let Some(last) = region.start.last_of(region.len) {
+                self.iovas.reserve(region.start, last);
+            }
         }
     }
 

@@ -5,7 +5,7 @@ use core::ptr::NonNull;
 
 use dma_api::{Attrs, CoherentMemory, DeviceParms, Direction, DmaError, DmaMapOps, Quarantined, SgEntry};
 use platform::sync::atomic::{AtomicBool, Ordering};
-use platform::{DmaAddr, FrameRequest, MapError, PhysAddr, Platform, Prot, Window, trace};
+use platform::{DmaAddr, FrameRequest, IotlbGather, MapError, PhysAddr, Platform, Prot, Window, trace};
 use swiotlb::Swiotlb;
 
 use crate::cookie::DmaCookie;
@@ -24,7 +24,7 @@ pub(crate) struct IommuDma {
     low_first: bool,
     gone: Arc<AtomicBool>,
     // Gives the device back when the last user of these ops is gone.
-    _ownership: Ownership,
+    ownership: Ownership,
 }
 
 /// The permissions that a direction becomes (Linux: `dma_info_to_prot`).
@@ -66,7 +66,7 @@ impl IommuDma {
     ) -> Self {
         let platform = Arc::clone(domain.platform());
         let window = platform.window();
-        Self { domain, cookie, platform, window, bounce, low_first, gone, _ownership: ownership }
+        Self { domain, cookie, platform, window, bounce, low_first, gone, ownership }
     }
 
     #[inline]
@@ -119,9 +119,18 @@ impl IommuDma {
             // SAFETY: the addresses were taken by the failed map, and nobody else knows them.
             unsafe { self.domain.unmap(iova, done, &mut gather) };
         }
+        self.end_undo(iova, size, gather, error)
+    }
+
+    /// Gives the I/O addresses of a failed mapping back after its pages were unmapped.
+    fn end_undo(&self, iova: DmaAddr, size: u64, gather: IotlbGather<'_>, error: MapError) -> DmaError {
         match self.domain.sync(gather) {
             Ok(flushed) => self.cookie().iovas.free(iova, size, &flushed),
-            Err(_) => self.cookie().quarantine(size),
+            Err(_) => {
+                self.cookie().quarantine(size);
+                // With the error the caller gets his memory back, so the device must not reach it.
+                self.ownership.block(&self.domain);
+            }
         }
         dma_error(error)
     }
@@ -133,31 +142,40 @@ impl IommuDma {
     #[inline]
     unsafe fn unmap_range(&self, address: DmaAddr, len: usize) -> Result<(), Quarantined> {
         trace::event("__iommu_dma_unmap", address.get(), len as u64);
-        let cookie = self.cookie();
-        let granule = cookie.iovas.granule();
+        let granule = self.cookie().iovas.granule();
         let offset = address.offset_in(granule);
         let iova = address.align_down(granule);
         let size = (len as u64 + offset).next_multiple_of(granule);
         let mut gather = self.domain.gather();
         // SAFETY: the caller's promise: the range is one live mapping, ended once.
         let unmapped = unsafe { self.domain.unmap(iova, size, &mut gather) };
-        if unmapped < size {
-            cookie.quarantine(size);
-            return Err(Quarantined { address, len });
-        }
-        if self.domain.is_lazy() {
+        self.end_unmap(iova, size, unmapped >= size, gather)
+            .map_err(|NotConfirmed| Quarantined { address, len })
+    }
+
+    /// Gives the I/O addresses of a mapping back, now or later, after its pages were unmapped: all of them, if `whole`.
+    #[inline]
+    fn end_unmap(
+        &self,
+        iova: DmaAddr,
+        size: u64,
+        whole: bool,
+        mut gather: IotlbGather<'_>,
+    ) -> Result<(), NotConfirmed> {
+        let cookie = self.cookie();
+        if whole && self.domain.is_lazy() {
             let tables = gather.take_tables();
             cookie.queue.push(&self.domain, &cookie.iovas, iova, size, tables);
             return Ok(());
         }
         match self.domain.sync(gather) {
-            Ok(flushed) => {
+            Ok(flushed) if whole => {
                 cookie.iovas.free(iova, size, &flushed);
                 Ok(())
             }
-            Err(_) => {
+            _ => {
                 cookie.quarantine(size);
-                Err(Quarantined { address, len })
+                Err(NotConfirmed)
             }
         }
     }
@@ -221,16 +239,16 @@ unsafe impl DmaMapOps for IommuDma {
         let request = FrameRequest { align: granule, ..FrameRequest::anywhere(bytes) };
         let phys = self.platform.alloc(request).map_err(|_| DmaError::OutOfMemory)?;
         let prot = dma_info_to_prot(Direction::Bidirectional, parms.is_coherent(), attrs);
-        // SAFETY: the frames are this allocation's own until they are freed.
-        let mapped = unsafe { self.map_range(parms.coherent_mask(), phys, bytes, prot) };
-        match (mapped, NonNull::new(self.window.ptr(phys))) {
-            (Ok(dma), Some(cpu)) => Ok(CoherentMemory { cpu, dma, size }),
-            (mapped, _) => {
-                // SAFETY: they were taken just now, and no device has seen them.
-                unsafe { self.platform.free(phys, bytes) };
-                Err(mapped.err().unwrap_or(DmaError::OutOfMemory))
-            }
+        let mapped = NonNull::new(self.window.ptr(phys)).ok_or(DmaError::OutOfMemory).and_then(|cpu| {
+            // SAFETY: the frames are this allocation's own until they are freed.
+            let dma = unsafe { self.map_range(parms.coherent_mask(), phys, bytes, prot) }?;
+            Ok(CoherentMemory { cpu, dma, size })
+        });
+        if mapped.is_err() {
+            // SAFETY: they were taken just now, and no device reaches them: a failed map was taken back.
+            unsafe { self.platform.free(phys, bytes) };
         }
+        mapped
     }
 
     unsafe fn free(
@@ -335,9 +353,7 @@ unsafe impl DmaMapOps for IommuDma {
         trace::event("iommu_dma_map_sg", 0, list.len() as u64);
         self.check_alive()?;
         let granule = self.cookie().iovas.granule();
-        let mask = granule - 1;
-        if parms.is_untrusted() && list.iter().any(|entry| (entry.phys.get() | entry.len as u64) & mask != 0)
-        {
+        if parms.is_untrusted() && has_partial_pages(list, granule) {
             // SAFETY: the caller's promise.
             return unsafe { self.map_sg_singly(parms, list, dir, attrs) };
         }
@@ -353,8 +369,7 @@ unsafe impl DmaMapOps for IommuDma {
             });
         };
         let prot = dma_info_to_prot(dir, parms.is_coherent(), attrs);
-        let block = Block { iova, size: layout.size, boundary_mask: parms.segment_boundary() };
-        let mut places = Layout::new(granule, block.boundary_mask);
+        let mut places = layout.restart();
         for (index, entry) in list.iter().enumerate() {
             let Some(place) = places.place(entry) else { break };
             let at = iova.wrapping_add(place.offset);
@@ -362,7 +377,7 @@ unsafe impl DmaMapOps for IommuDma {
             let (done, result) =
                 unsafe { self.domain.map(at, entry.phys.align_down(granule), place.len, prot) };
             if let Err(error) = result {
-                return Err(self.undo_sg(block, list, index, (at, done), error));
+                return Err(self.undo_sg(iova, layout, &list[..index], (at, done), error));
             }
         }
         if !parms.is_coherent() && !attrs.contains(Attrs::SKIP_CPU_SYNC) {
@@ -370,7 +385,7 @@ unsafe impl DmaMapOps for IommuDma {
                 self.platform.clean(self.window.ptr(entry.phys), entry.len);
             }
         }
-        Ok(finalise(list, iova, granule, parms.max_segment_size(), block.boundary_mask))
+        Ok(finalise(list, iova, layout, parms.max_segment_size()))
     }
 
     unsafe fn unmap_sg(
@@ -381,13 +396,10 @@ unsafe impl DmaMapOps for IommuDma {
         attrs: Attrs,
     ) -> Result<(), Quarantined> {
         trace::event("iommu_dma_unmap_sg", 0, list.len() as u64);
-        let mut result = Ok(());
         let granule = self.cookie().iovas.granule();
         let segments = || list.iter().take_while(|entry| entry.dma_len != 0);
-        let singly = segments().any(|entry| self.bounced(parms, entry.dma_address).is_some())
-            || parms.is_untrusted()
-                && list.iter().any(|entry| (entry.phys.get() | entry.len as u64) & (granule - 1) != 0);
-        if singly {
+        if parms.is_untrusted() && has_partial_pages(list, granule) {
+            let mut result = Ok(());
             for entry in segments() {
                 // SAFETY: each was mapped for itself.
                 let unmapped =
@@ -401,14 +413,26 @@ unsafe impl DmaMapOps for IommuDma {
                 self.platform.invalidate(self.window.ptr(entry.phys), entry.len);
             }
         }
-        // The list is one block of I/O addresses; its layout follows from the list, as it did when it was mapped.
-        let (Some(first), Some(layout)) =
-            (segments().next(), Layout::of(list, granule, parms.segment_boundary()))
+        // The granules of the segments are those of the elements; what lies between two segments was never mapped. They
+        // are not laid out again from the list, since the device's limits may have changed meanwhile.
+        let granules = |entry: &SgEntry| {
+            let first = entry.dma_address.align_down(granule);
+            (first, (entry.dma_address.offset_in(granule) + entry.dma_len as u64).next_multiple_of(granule))
+        };
+        let (Some((iova, _)), Some((last, last_len))) =
+            (segments().next().map(granules), segments().last().map(granules))
         else {
             return Ok(());
         };
-        let iova = first.dma_address.align_down(granule);
-        self.unmap_block(Block { iova, size: layout.size, boundary_mask: parms.segment_boundary() }, list)
+        let size = last.get() - iova.get() + last_len;
+        let mut gather = self.domain.gather();
+        let mut whole = true;
+        for (at, len) in segments().map(granules) {
+            // SAFETY: the caller's promise: these are the segments of one live mapping, ended once.
+            whole &= unsafe { self.domain.unmap(at, len, &mut gather) } >= len;
+        }
+        self.end_unmap(iova, size, whole, gather)
+            .map_err(|NotConfirmed| Quarantined { address: iova, len: size as usize })
     }
 
     unsafe fn sync_for_cpu(&self, parms: &DeviceParms, address: DmaAddr, len: usize, dir: Direction) {
@@ -498,69 +522,33 @@ impl IommuDma {
         Ok(list.len())
     }
 
-    /// Takes a list back that was mapped up to element `index`, and of that the bytes in `partly`.
+    /// Takes a list back of which `mapped` was mapped, and of the next element the bytes in `partly`.
     #[cold]
     fn undo_sg(
         &self,
-        block: Block,
-        list: &[SgEntry],
-        index: usize,
+        iova: DmaAddr,
+        layout: Layout,
+        mapped: &[SgEntry],
         partly: (DmaAddr, u64),
         error: MapError,
     ) -> DmaError {
-        let (at, done) = partly;
-        if done != 0 {
-            let mut gather = self.domain.gather();
-            // SAFETY: the addresses were taken by the failed map, and nobody else knows them.
-            unsafe { self.domain.unmap(at, done, &mut gather) };
-            if self.domain.sync(gather).is_err() {
-                self.cookie().quarantine(block.size);
-                return dma_error(error);
-            }
-        }
-        // What fails is quarantined and counted; the first error is told.
-        let _ = self.unmap_block(block, &list[..index]);
-        dma_error(error)
-    }
-
-    /// Unmaps the elements of a list and gives the block of I/O addresses back.
-    fn unmap_block(&self, block: Block, list: &[SgEntry]) -> Result<(), Quarantined> {
-        let cookie = self.cookie();
-        let quarantined = Quarantined { address: block.iova, len: block.size as usize };
         let mut gather = self.domain.gather();
-        let mut places = Layout::new(cookie.iovas.granule(), block.boundary_mask);
-        for entry in list {
-            let Some(place) = places.place(entry) else { break };
-            // SAFETY: each element is mapped at its place in the block, which is unmapped once.
-            if unsafe { self.domain.unmap(block.iova.wrapping_add(place.offset), place.len, &mut gather) }
-                < place.len
-            {
-                cookie.quarantine(block.size);
-                return Err(quarantined);
-            }
+        let mut places = layout.restart();
+        let whole = mapped.iter().filter_map(|entry| places.place(entry));
+        let whole = whole.map(|place| (iova.wrapping_add(place.offset), place.len));
+        for (at, len) in whole.chain([partly]).filter(|&(_, len)| len != 0) {
+            // SAFETY: the addresses were taken by the failed map, and nobody else knows them.
+            unsafe { self.domain.unmap(at, len, &mut gather) };
         }
-        if self.domain.is_lazy() {
-            let tables = gather.take_tables();
-            cookie.queue.push(&self.domain, &cookie.iovas, block.iova, block.size, tables);
-            return Ok(());
-        }
-        match self.domain.sync(gather) {
-            Ok(flushed) => {
-                cookie.iovas.free(block.iova, block.size, &flushed);
-                Ok(())
-            }
-            Err(_) => {
-                cookie.quarantine(block.size);
-                Err(quarantined)
-            }
-        }
+        self.end_undo(iova, layout.size, gather, error)
     }
 }
 
-/// The I/O addresses of a scatter list.
-#[derive(Clone, Copy, Debug)]
-struct Block {
-    iova: DmaAddr,
-    size: u64,
-    boundary_mask: u64,
+/// The device may still reach what was unmapped.
+#[derive(Debug)]
+struct NotConfirmed;
+
+/// Whether a list has elements that share a page with something else.
+fn has_partial_pages(list: &[SgEntry], granule: u64) -> bool {
+    list.iter().any(|entry| (entry.phys.get() | entry.len as u64) & (granule - 1) != 0)
 }

@@ -215,3 +215,14 @@ impl Domain {
         &self.platform
     }
 }
+
+impl Drop for Domain {
+    /// What waits in the flush queue goes back: no device is in the domain any more.
+    fn drop(&mut self) {
+        if self.is_lazy()
+            && let Some(cookie) = self.cookie.clone()
+        {
+            cookie.queue.drain(self, &cookie.iovas);
+        }
+    }
+}

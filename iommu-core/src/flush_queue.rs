@@ -11,6 +11,7 @@ use platform::{DmaAddr, Flushed, FrameList};
 
 use crate::domain::Domain;
 use crate::iova::IovaDomain;
+use crate::ops::SyncError;
 
 /// Ranges that a CPU's queue holds before it must flush (Linux: `IOVA_DEFAULT_FQ_SIZE`).
 const CAPACITY: usize = 256;
@@ -55,14 +56,14 @@ impl FlushQueue {
         fence(Ordering::SeqCst);
         let mut queue = self.queues.lock();
         self.free_finished(domain, iovas, &mut queue);
-        if queue.len() >= CAPACITY {
-            self.flush(domain);
-            self.free_finished(domain, iovas, &mut queue);
-        }
-        if queue.len() >= CAPACITY {
-            // The flush failed. Nothing in this queue may ever be used again.
-            for entry in queue.drain(..) {
-                self.quarantine(domain, &entry);
+        while queue.len() >= CAPACITY {
+            // Nobody waits for an IOMMU with the lock held, so others may fill the queue meanwhile.
+            drop(queue);
+            let flushed = self.flush(domain);
+            queue = self.queues.lock();
+            match flushed {
+                Ok(()) => self.free_finished(domain, iovas, &mut queue),
+                Err(SyncError) => self.quarantine_all(domain, &mut queue),
             }
         }
         queue.push_back(Entry { at, len, tables, counter: self.started.load(Ordering::Acquire) });
@@ -79,11 +80,14 @@ impl FlushQueue {
         }
     }
 
-    /// Flushes and frees everything queued before the call.
+    /// Flushes and frees everything queued before the call. When the flush fails nothing in the queues is ever used again.
     pub(crate) fn drain(&self, domain: &Domain, iovas: &IovaDomain) {
-        self.flush(domain);
+        let flushed = self.flush(domain);
         for mut queue in self.queues.iter() {
-            self.free_finished(domain, iovas, &mut queue);
+            match flushed {
+                Ok(()) => self.free_finished(domain, iovas, &mut queue),
+                Err(SyncError) => self.quarantine_all(domain, &mut queue),
+            }
         }
     }
 
@@ -97,14 +101,20 @@ impl FlushQueue {
         self.quarantined.load(Ordering::Relaxed)
     }
 
-    fn flush(&self, domain: &Domain) {
+    fn flush(&self, domain: &Domain) -> Result<(), SyncError> {
         let number = self.started.fetch_add(1, Ordering::SeqCst) + 1;
+        // Paired with that of `push`: who queued before the flush started has its unmap seen by the flush.
+        fence(Ordering::SeqCst);
         match domain.flush_all() {
             // Flushes of several CPUs may finish out of turn: each covers what was queued before it started.
             Ok(_flushed) => {
                 self.finished.fetch_max(number, Ordering::Release);
+                Ok(())
             }
-            Err(_) => self.failed.store(true, Ordering::Release),
+            Err(error) => {
+                self.failed.store(true, Ordering::Release);
+                Err(error)
+            }
         }
     }
 
@@ -121,8 +131,12 @@ impl FlushQueue {
         }
     }
 
-    fn quarantine(&self, domain: &Domain, entry: &Entry) {
-        self.quarantined.fetch_add(entry.len, Ordering::Relaxed);
-        domain.leaks().add(1 + entry.tables.len() as u64);
+    /// Gives up what waits: it is leaked and counted.
+    #[cold]
+    fn quarantine_all(&self, domain: &Domain, queue: &mut VecDeque<Entry>) {
+        for entry in queue.drain(..) {
+            self.quarantined.fetch_add(entry.len, Ordering::Relaxed);
+            domain.leaks().add(1 + entry.tables.len() as u64);
+        }
     }
 }

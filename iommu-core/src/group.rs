@@ -7,7 +7,7 @@ use alloc::vec::Vec;
 
 use dma_api::{Device, DeviceBuilder, FaultQueue};
 use platform::Platform;
-use platform::pci::PciAddress;
+use platform::pci::{PciAddress, RequesterId};
 use platform::sync::Mutex;
 use platform::sync::atomic::AtomicBool;
 use swiotlb::{Swiotlb, SwiotlbDma};
@@ -25,7 +25,6 @@ pub struct Group {
     pub(crate) platform: Arc<dyn Platform>,
     pub(crate) settings: Settings,
     pub(crate) bounce: Option<Arc<Swiotlb>>,
-    reasons: Vec<Reason>,
     pub(crate) state: Mutex<State>,
 }
 
@@ -35,6 +34,8 @@ pub(crate) struct Member {
     pub(crate) address: PciAddress,
     pub(crate) ops: Arc<dyn IommuOps>,
     pub(crate) untrusted: bool,
+    /// Firmware's aliases.
+    pub(crate) aliases: Vec<RequesterId>,
     pub(crate) regions: Vec<ResvRegion>,
     pub(crate) faults: Arc<FaultQueue>,
     pub(crate) gone: Arc<AtomicBool>,
@@ -44,17 +45,34 @@ impl Member {
     fn requires_direct(&self) -> bool {
         self.regions.iter().any(|region| region.kind == ResvType::Direct)
     }
+
+    fn attach(&self, to: &Domain, from: Option<&Domain>) -> Result<(), AttachError> {
+        to.ops().attach_dev(self.address, from.map(|from| &**from.ops()))
+    }
+
+    /// Puts the device where nothing passes: the last resort, so what fails here fails silently.
+    fn block(&self, from: Option<&Domain>) {
+        let _ = self.ops.blocked_domain().attach_dev(self.address, from.map(|from| &**from.ops()));
+    }
 }
 
-/// What a group is at the moment (LINUX: `owner_cnt`, `owner`, `domain`, `default_domain`).
+/// What a group is at the moment (Linux: `owner_cnt`, `owner`, `domain`, `default_domain`).
 #[derive(Debug, Default)]
 pub(crate) struct State {
     pub(crate) members: Vec<Member>,
+    /// Why its devices share it.
+    reasons: Vec<Reason>,
     pub(crate) default_domain: Option<Arc<Domain>>,
     pub(crate) domain: Option<Arc<Domain>>,
     /// Drivers bound to the default domain, or claims by `owner`.
     owners: usize,
     owner: Option<Owner>,
+}
+
+impl State {
+    fn is_in(&self, domain: &Arc<Domain>) -> bool {
+        self.domain.as_ref().is_some_and(|current| Arc::ptr_eq(current, domain))
+    }
 }
 
 /// Who claims a group for itself: user space, mostly. Two claims with the same value are the same owner's.
@@ -96,6 +114,13 @@ pub enum GroupError {
 #[derive(Debug)]
 pub(crate) struct Ownership(Arc<Group>);
 
+impl Ownership {
+    /// As [`Group::block`].
+    pub(crate) fn block(&self, domain: &Arc<Domain>) {
+        self.0.block(domain);
+    }
+}
+
 impl Drop for Ownership {
     fn drop(&mut self) {
         let mut state = self.0.state.lock();
@@ -112,8 +137,8 @@ impl Group {
         members: Vec<Member>,
         reasons: Vec<Reason>,
     ) -> Self {
-        let state = Mutex::new(State { members, ..State::default() });
-        Self { id, platform, settings, bounce, reasons, state }
+        let state = Mutex::new(State { members, reasons, ..State::default() });
+        Self { id, platform, settings, bounce, state }
     }
 
     /// Its number.
@@ -127,8 +152,8 @@ impl Group {
     }
 
     /// Why its devices share it: a reason for each but the first.
-    pub fn explain(&self) -> &[Reason] {
-        &self.reasons
+    pub fn explain(&self) -> Vec<Reason> {
+        self.state.lock().reasons.clone()
     }
 
     /// The domain that it is in now.
@@ -154,11 +179,7 @@ impl Group {
     /// [`GroupError::Busy`].
     #[doc(alias = "iommu_device_use_default_domain")]
     pub fn bind(self: &Arc<Self>, address: PciAddress) -> Result<Device, GroupError> {
-        match self.domain_type() {
-            Some(DomainType::Dma) => self.bind_device(address),
-            Some(other) => Err(GroupError::NeedsTrust(other)),
-            None => Err(GroupError::NotReady),
-        }
+        self.bind_device(address, false)
     }
 
     /// Binds a driver to a device whatever its default domain.
@@ -171,11 +192,11 @@ impl Group {
     /// given back: an identity domain does not translate at all, and a lazy one leaves memory reachable for a while after
     /// an unmap.
     pub unsafe fn bind_trusted(self: &Arc<Self>, address: PciAddress) -> Result<Device, GroupError> {
-        self.bind_device(address)
+        self.bind_device(address, true)
     }
 
-    fn bind_device(self: &Arc<Self>, address: PciAddress) -> Result<Device, GroupError> {
-        let (member, domain, ownership) = self.use_default_domain(address)?;
+    fn bind_device(self: &Arc<Self>, address: PciAddress, trusted: bool) -> Result<Device, GroupError> {
+        let (member, domain, ownership) = self.use_default_domain(address, trusted)?;
         let builder = DeviceBuilder::new(Box::<str>::from(address.to_string()))
             .untrusted(member.untrusted)
             .faults(Arc::clone(&member.faults));
@@ -198,13 +219,19 @@ impl Group {
     fn use_default_domain(
         self: &Arc<Self>,
         address: PciAddress,
+        trusted: bool,
     ) -> Result<(Member, Arc<Domain>, Ownership), GroupError> {
         let mut state = self.state.lock();
         let member = state.members.iter().find(|member| member.address == address);
         let member = member.cloned().ok_or(GroupError::NoSuchDevice(address))?;
         let domain = state.default_domain.clone().ok_or(GroupError::NotReady)?;
-        let in_default = state.domain.as_ref().is_some_and(|current| Arc::ptr_eq(current, &domain));
-        if state.owners > 0 && (!in_default || state.owner.is_some()) {
+        match domain.domain_type() {
+            DomainType::Dma => {}
+            other if !trusted => return Err(GroupError::NeedsTrust(other)),
+            _ => {}
+        }
+        // (Linux lets a first driver bind in a domain that is not the default; its mappings would lead nowhere.)
+        if !state.is_in(&domain) || state.owner.is_some() {
             return Err(GroupError::Busy);
         }
         state.owners += 1;
@@ -215,7 +242,8 @@ impl Group {
     ///
     /// # Errors
     /// [`GroupError::Owned`] when a driver is bound or another owner has it; [`GroupError::Busy`] when the group is not in
-    /// its default domain; [`GroupError::Attach`].
+    /// its default domain; [`GroupError::Attach`], with [`AttachError::RequiresDirect`] when firmware needs memory of a
+    /// device, which therefore cannot be blocked.
     #[doc(alias = "iommu_group_claim_dma_owner")]
     pub fn claim_dma_owner(&self, owner: Owner) -> Result<(), GroupError> {
         let mut state = self.state.lock();
@@ -223,7 +251,7 @@ impl Group {
             return Err(GroupError::Owned);
         }
         let default = state.default_domain.clone().ok_or(GroupError::NotReady)?;
-        if !state.domain.as_ref().is_some_and(|current| Arc::ptr_eq(current, &default)) {
+        if !state.is_in(&default) {
             return Err(GroupError::Busy);
         }
         let blocked = self.blocked_domain(&state)?;
@@ -266,12 +294,16 @@ impl Group {
     /// Attaches the whole group to a domain. Whoever calls owns the group: see [`Group::claim_dma_owner`].
     ///
     /// # Errors
+    /// [`GroupError::Owned`] while a driver is bound, whose mappings would lead nowhere (Linux leaves that to the caller);
     /// [`AttachError::Busy`] when the group is in a domain that is neither its default nor the blocking one;
-    /// [`AttachError::Incompatible`] when the domain is another driver's; what the driver says. On failure every device is
-    /// where it was.
+    /// [`AttachError::Incompatible`] when the domain is another driver's; [`AttachError::RequiresDirect`]; what the driver
+    /// says. On failure every device is where it was.
     #[doc(alias = "iommu_attach_group")]
     pub fn attach(&self, domain: &Arc<Domain>) -> Result<(), GroupError> {
         let mut state = self.state.lock();
+        if state.owners != 0 && state.owner.is_none() {
+            return Err(GroupError::Owned);
+        }
         let free = match (&state.domain, &state.default_domain) {
             (None, _) => true,
             (Some(current), Some(default)) if Arc::ptr_eq(current, default) => true,
@@ -279,12 +311,6 @@ impl Group {
         };
         if !free {
             return Err(AttachError::Busy.into());
-        }
-        if state.members.iter().any(|member| !Arc::ptr_eq(&member.ops, domain.owner())) {
-            return Err(AttachError::Incompatible.into());
-        }
-        if domain.domain_type() == DomainType::Blocked && state.members.iter().any(Member::requires_direct) {
-            return Err(AttachError::RequiresDirect.into());
         }
         set_domain(&mut state, domain)
     }
@@ -341,11 +367,35 @@ impl Group {
         Ok(())
     }
 
-    /// Blocks every device of the group: memory that they may still reach is about to be given up.
-    pub(crate) fn block(&self) -> Result<(), GroupError> {
+    /// Takes a device that came later into the group: it goes to the domain that the group is in.
+    ///
+    /// # Errors
+    /// [`GroupError`] with the reason; the device is then in the group, and blocked.
+    pub(crate) fn join(&self, member: Member, reason: Option<Reason>) -> Result<(), GroupError> {
         let mut state = self.state.lock();
-        let blocked = self.blocked_domain(&state)?;
-        set_domain(&mut state, &blocked)
+        state.reasons.extend(reason);
+        state.members.push(member.clone());
+        if state.default_domain.is_none() {
+            return self.setup_default_domain(&mut state, None);
+        }
+        admit(&state, &member).inspect_err(|_| member.block(None))
+    }
+
+    /// Blocks every device of the group if it is in `domain`: they may still reach memory there that is about to be used
+    /// by others.
+    pub(crate) fn block(&self, domain: &Arc<Domain>) {
+        let mut state = self.state.lock();
+        if state.is_in(domain) {
+            self.block_all(&mut state);
+        }
+    }
+
+    fn block_all(&self, state: &mut State) {
+        let old = state.domain.take();
+        for member in &state.members {
+            member.block(old.as_deref());
+        }
+        state.domain = self.blocked_domain(state).ok();
     }
 
     fn blocked_domain(&self, state: &State) -> Result<Arc<Domain>, GroupError> {
@@ -355,31 +405,32 @@ impl Group {
         Ok(Arc::new(Domain::new(DomainType::Blocked, ops, Arc::clone(&member.ops), platform, None)))
     }
 
-    /// Attaches to a domain that must be reached; a device that does not get there is blocked, so that it does not stay in
-    /// a domain that is about to go.
+    /// Attaches to a domain that must be reached. When that fails the group is blocked, so that no device stays in a domain
+    /// that is about to go.
     fn set_domain_no_fail(&self, state: &mut State, domain: &Arc<Domain>) -> Result<(), GroupError> {
-        set_domain(state, domain).inspect_err(|_| {
-            if let Ok(blocked) = self.blocked_domain(state) {
-                // The last resort: what fails here failed above already and is told.
-                let _ = set_domain(state, &blocked);
-            }
-        })
+        set_domain(state, domain).inspect_err(|_| self.block_all(state))
     }
 }
 
-/// Attaches every device of the group, or none.
+/// Attaches every device of the group, or none: on failure they go back to where they were.
 fn set_domain(state: &mut State, domain: &Arc<Domain>) -> Result<(), GroupError> {
-    let old = state.domain.clone();
-    if old.as_ref().is_some_and(|old| Arc::ptr_eq(old, domain)) {
+    if state.is_in(domain) {
         return Ok(());
     }
-    let old_ops = old.as_ref().map(|old| &**old.ops());
+    if state.members.iter().any(|member| !Arc::ptr_eq(&member.ops, domain.owner())) {
+        return Err(AttachError::Incompatible.into());
+    }
+    if domain.domain_type() == DomainType::Blocked && state.members.iter().any(Member::requires_direct) {
+        return Err(AttachError::RequiresDirect.into());
+    }
+    let old = state.domain.clone();
     for (index, member) in state.members.iter().enumerate() {
-        if let Err(error) = domain.ops().attach_dev(member.address, old_ops) {
+        if let Err(error) = member.attach(domain, old.as_deref()) {
             for undone in &state.members[..index] {
-                if let Some(old) = old_ops {
-                    // It was there a moment ago; when that fails now the first error is still the one to tell.
-                    let _ = old.attach_dev(undone.address, Some(&**domain.ops()));
+                let back = old.as_ref().is_some_and(|old| undone.attach(old, Some(domain)).is_ok());
+                if !back {
+                    // It must not stay in a domain that nobody keeps.
+                    undone.block(Some(domain));
                 }
             }
             return Err(error.into());
@@ -387,4 +438,25 @@ fn set_domain(state: &mut State, domain: &Arc<Domain>) -> Result<(), GroupError>
     }
     state.domain = Some(Arc::clone(domain));
     Ok(())
+}
+
+/// Attaches a device that came later to the domain that its group is in.
+fn admit(state: &State, member: &Member) -> Result<(), GroupError> {
+    if let Some(default) = &state.default_domain {
+        if member.untrusted && default.domain_type() != DomainType::Dma {
+            return Err(GroupError::TypeNotAllowed(default.domain_type()));
+        }
+        if let Some(cookie) = default.cookie() {
+            cookie.reserve(&member.regions);
+        }
+        default_domain::map_direct(default, &member.regions)?;
+    }
+    let Some(current) = &state.domain else { return Ok(()) };
+    if !Arc::ptr_eq(&member.ops, current.owner()) {
+        return Err(AttachError::Incompatible.into());
+    }
+    if current.domain_type() == DomainType::Blocked && member.requires_direct() {
+        return Err(AttachError::RequiresDirect.into());
+    }
+    Ok(member.attach(current, None)?)
 }

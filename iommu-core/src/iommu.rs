@@ -74,7 +74,8 @@ impl Iommu {
 
     /// Offers every function of a topology to the drivers, and makes groups of those that they claim: first all groups,
     /// then their default domains, so that what is decided for a group is decided for all its members (Linux:
-    /// `bus_iommu_probe`; long ago `bus_set_iommu`). Functions that have a group keep it.
+    /// `bus_iommu_probe`; long ago `bus_set_iommu`). Functions that have a group keep it; new ones that cannot be told or
+    /// kept apart from them join it.
     ///
     /// # Errors
     /// [`GroupError`] of the first group whose default domain could not be set up. The others are.
@@ -85,19 +86,33 @@ impl Iommu {
         topology: &Topology,
         untrusted: impl Fn(PciAddress) -> bool,
     ) -> Result<(), GroupError> {
-        let known: Vec<PciAddress> = self.groups().iter().flat_map(|group| group.devices()).collect();
-        let mut members = BTreeMap::new();
+        let old = self.groups();
         let mut aliases: BTreeMap<PciAddress, Vec<RequesterId>> = BTreeMap::new();
-        for node in topology.iter().filter(|node| !known.contains(&node.address)) {
-            if let Some((member, own)) = self.claim(node.address, untrusted(node.address)) {
+        for group in &old {
+            let state = group.state.lock();
+            aliases.extend(state.members.iter().map(|member| (member.address, member.aliases.clone())));
+        }
+        let mut members = BTreeMap::new();
+        for node in topology.iter().filter(|node| !aliases.contains_key(&node.address)) {
+            if let Some(member) = self.claim(node.address, untrusted(node.address)) {
                 members.insert(node.address, member);
-                if !own.is_empty() {
-                    aliases.insert(node.address, own);
-                }
             }
         }
+        aliases.extend(members.values().map(|member| (member.address, member.aliases.clone())));
         let mut new = Vec::new();
+        let mut result = Ok(());
         for (addresses, reasons) in groups(topology, &aliases) {
+            let has_any = |group: &&Arc<Group>| group.devices().iter().any(|it| addresses.contains(it));
+            if let Some(group) = old.iter().find(has_any) {
+                // The first address has no reason.
+                let reasons = core::iter::once(None).chain(reasons.into_iter().map(Some));
+                for (address, reason) in addresses.iter().zip(reasons) {
+                    if let Some(member) = members.remove(address) {
+                        result = result.and(group.join(member, reason));
+                    }
+                }
+                continue;
+            }
             let group: Vec<Member> = addresses.iter().filter_map(|address| members.remove(address)).collect();
             if group.is_empty() {
                 continue;
@@ -109,7 +124,6 @@ impl Iommu {
             all.push(Arc::clone(&group));
             new.push(group);
         }
-        let mut result = Ok(());
         for group in new {
             let set_up = group.setup_default_domain(&mut group.state.lock(), None);
             result = result.and(set_up);
@@ -117,20 +131,18 @@ impl Iommu {
         result
     }
 
-    fn claim(&self, address: PciAddress, untrusted: bool) -> Option<(Member, Vec<RequesterId>)> {
+    fn claim(&self, address: PciAddress, untrusted: bool) -> Option<Member> {
         let drivers = self.drivers.lock().clone();
         drivers.into_iter().find_map(|ops| match ops.probe_device(address) {
-            Ok(probed) => {
-                let member = Member {
-                    address,
-                    untrusted,
-                    regions: ops.resv_regions(address),
-                    faults: Arc::new(FaultQueue::new()),
-                    gone: Arc::new(AtomicBool::new(false)),
-                    ops,
-                };
-                Some((member, probed.aliases))
-            }
+            Ok(probed) => Some(Member {
+                address,
+                untrusted,
+                aliases: probed.aliases,
+                regions: ops.resv_regions(address),
+                faults: Arc::new(FaultQueue::new()),
+                gone: Arc::new(AtomicBool::new(false)),
+                ops,
+            }),
             // A device that its IOMMU cannot take stays blocked.
             Err(ProbeError::NotMine | ProbeError::Failed) => None,
         })
@@ -179,15 +191,14 @@ impl Iommu {
     }
 
     /// What timers do in Linux: call it every few milliseconds. Flush queues are flushed, and a group whose flush failed is
-    /// blocked.
+    /// blocked: until its type is changed, which gives it a new domain.
     pub fn tick(&self, _now: Instant) {
         for group in self.groups() {
             let Some(domain) = group.default_domain() else { continue };
             let Some(cookie) = domain.cookie() else { continue };
             cookie.queue.tick(&domain, &cookie.iovas);
             if cookie.queue.has_failed() {
-                // When even that fails the IOMMU does not answer at all; the quarantine keeps the memory from use.
-                let _ = group.block();
+                group.block(&domain);
             }
         }
     }

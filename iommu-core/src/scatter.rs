@@ -27,6 +27,11 @@ impl Layout {
         Self { granule, boundary_mask, size: 0 }
     }
 
+    /// The same rules for the same list, from its start.
+    pub(crate) fn restart(self) -> Self {
+        Self { size: 0, ..self }
+    }
+
     /// The layout of a whole list. `None` when the list is empty, has an empty element, or is too long.
     pub(crate) fn of(list: &[SgEntry], granule: u64, boundary_mask: u64) -> Option<Self> {
         let mut layout = Self::new(granule, boundary_mask);
@@ -53,14 +58,9 @@ impl Layout {
 
 /// Writes the device's segments into the list and returns how many there are. Elements that follow each other without a
 /// gap join, as long as the segment is not longer than the device takes and does not begin anew at a boundary.
-pub(crate) fn finalise(
-    list: &mut [SgEntry],
-    iova: DmaAddr,
-    granule: u64,
-    max_segment: u64,
-    boundary_mask: u64,
-) -> usize {
-    let mut layout = Layout::new(granule, boundary_mask);
+pub(crate) fn finalise(list: &mut [SgEntry], iova: DmaAddr, layout: Layout, max_segment: u64) -> usize {
+    let Layout { granule, boundary_mask, .. } = layout;
+    let mut layout = layout.restart();
     let mut segments = 0usize;
     let mut open = false;
     for index in 0..list.len() {

@@ -161,8 +161,11 @@ impl Depot {
 
     pub(super) fn drain(&mut self, mut give_back: impl FnMut(usize, u64)) {
         for (order, magazines) in self.full.iter_mut().enumerate() {
-            for magazine in magazines {
+            for mut magazine in magazines.drain(..) {
                 magazine.drain().for_each(|page| give_back(order, page));
+                if self.empty.len() < self.empty.capacity() {
+                    self.empty.push(magazine);
+                }
             }
         }
     }

@@ -68,21 +68,20 @@ impl IovaDomain {
         let limit = (limit.get() >> self.shift).min(self.last);
         let order = order_of(pages);
         let cached = order < ORDERS;
-        if let Some(mut cache) = self.caches.try_lock() {
+        if cached
+            && let Some(mut cache) = self.caches.try_lock()
+            && let Some(page) = cache.pop(order, limit, &self.depot)
+        {
             cache.counts.taken += 1;
-            if cached && let Some(page) = cache.pop(order, limit, &self.depot) {
-                cache.counts.hits += 1;
-                return Some(DmaAddr::new(page << self.shift));
-            }
+            cache.counts.hits += 1;
+            return Some(DmaAddr::new(page << self.shift));
         }
         // A cached size is taken whole, so that it comes back to the same magazine.
-        let taken = self.alloc_slow(if cached { 1 << order } else { pages }, limit);
-        if taken.is_none()
-            && let Some(mut cache) = self.caches.try_lock()
-        {
-            cache.counts.taken = cache.counts.taken.wrapping_sub(1);
+        let taken = self.alloc_slow(if cached { 1 << order } else { pages }, limit)?;
+        if let Some(mut cache) = self.caches.try_lock() {
+            cache.counts.taken += 1;
         }
-        taken
+        Some(taken)
     }
 
     #[cold]
@@ -116,9 +115,9 @@ impl IovaDomain {
     /// What all CPUs did together. An operation that found all CPUs' locks taken is not counted.
     pub(crate) fn counts(&self) -> Counts {
         self.caches.iter().fold(Counts::default(), |sum, cache| Counts {
-            taken: sum.taken.wrapping_add(cache.counts.taken),
-            given_back: sum.given_back.wrapping_add(cache.counts.given_back),
-            hits: sum.hits.wrapping_add(cache.counts.hits),
+            taken: sum.taken + cache.counts.taken,
+            given_back: sum.given_back + cache.counts.given_back,
+            hits: sum.hits + cache.counts.hits,
         })
     }
 

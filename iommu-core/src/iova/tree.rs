@@ -74,8 +74,7 @@ impl Tree {
         // The extent is split into two at most, and what is taken comes back as one.
         let wanted = self.taken + 3;
         if self.unused_count < wanted {
-            let more = wanted.saturating_sub(self.unused_count + (self.nodes.capacity() - self.nodes.len()));
-            self.nodes.try_reserve(more)?;
+            self.nodes.try_reserve(wanted - self.unused_count)?;
         }
         let Some((at, start, end)) = self.find(self.root, size, limit.saturating_add(1)) else {
             return Ok(None);

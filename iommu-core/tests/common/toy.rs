@@ -1,0 +1,345 @@
+//! An IOMMU whose page tables are maps and whose devices have caches that forget only what they are told to.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, Weak};
+
+use iommu_core::{
+    AttachError, Capability, DomainError, DomainOps, DomainType, IommuOps, ProbeError, Probed, ResvRegion,
+    SyncError,
+};
+use platform::pci::{PciAddress, RequesterId};
+use platform::{DmaAddr, IotlbGather, MapError, PageSizes, PhysAddr, Prot};
+
+/// What the IOMMU was told, in order.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Did {
+    Attach { device: PciAddress, domain: u32 },
+    Map { iova: u64, phys: u64, len: u64, prot: Prot },
+    Unmap { iova: u64, len: u64 },
+    Sync { first: u64, last: u64 },
+    FlushAll,
+    Release(PciAddress),
+}
+
+/// What a toy IOMMU is like from the start.
+#[derive(Clone, Debug)]
+pub struct Knobs {
+    pub page_sizes: u64,
+    pub aperture: (u64, u64),
+    pub regions: Vec<(PciAddress, ResvRegion)>,
+    pub def_types: BTreeMap<PciAddress, DomainType>,
+    pub aliases: BTreeMap<PciAddress, Vec<RequesterId>>,
+    pub not_mine: BTreeSet<PciAddress>,
+    pub can_defer: bool,
+    pub has_identity: bool,
+    pub needs_sync_map: bool,
+}
+
+impl Default for Knobs {
+    fn default() -> Self {
+        Self {
+            page_sizes: 1 << 12 | 1 << 21 | 1 << 30,
+            aperture: (0, (1 << 48) - 1),
+            regions: Vec::new(),
+            def_types: BTreeMap::new(),
+            aliases: BTreeMap::new(),
+            not_mine: BTreeSet::new(),
+            can_defer: true,
+            has_identity: true,
+            needs_sync_map: false,
+        }
+    }
+}
+
+/// The IOMMU.
+#[derive(Debug)]
+pub struct Toy {
+    shared: Arc<Shared>,
+    identity: Arc<ToyDomain>,
+    blocked: Arc<ToyDomain>,
+    next: AtomicU64,
+}
+
+/// What the IOMMU and its domains share.
+#[derive(Debug)]
+struct Shared {
+    knobs: Knobs,
+    state: Mutex<State>,
+    silent: AtomicBool,
+    pages_left: AtomicU64,
+    fail_paging: AtomicBool,
+}
+
+#[derive(Debug, Default)]
+struct State {
+    log: Vec<Did>,
+    /// The domain of each device. A device that is not here reaches nothing.
+    attached: BTreeMap<PciAddress, u32>,
+    /// What a device's IOMMU remembers, by domain and page.
+    cache: BTreeMap<(u32, u64), (u64, Prot)>,
+    /// Devices that do not let themselves be attached to certain domains.
+    refusals: BTreeMap<PciAddress, Refusal>,
+    domains: BTreeMap<u32, Weak<ToyDomain>>,
+}
+
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+struct Refusal {
+    error: AttachError,
+    /// Whether even the blocked domain is refused.
+    everything: bool,
+}
+
+const IDENTITY: u32 = 0;
+const BLOCKED: u32 = 1;
+
+impl Toy {
+    pub const IDENTITY: u32 = IDENTITY;
+    pub const BLOCKED: u32 = BLOCKED;
+
+    pub fn new(knobs: Knobs) -> Self {
+        let shared = Arc::new(Shared {
+            knobs,
+            state: Mutex::default(),
+            silent: AtomicBool::new(false),
+            pages_left: AtomicU64::new(u64::MAX),
+            fail_paging: AtomicBool::new(false),
+        });
+        let domain = |id| {
+            let domain = Arc::new(ToyDomain { id, shared: Arc::clone(&shared), table: Mutex::default() });
+            shared.state.lock().unwrap().domains.insert(id, Arc::downgrade(&domain));
+            domain
+        };
+        let (identity, blocked) = (domain(IDENTITY), domain(BLOCKED));
+        Self { identity, blocked, shared, next: AtomicU64::new(2) }
+    }
+
+    /// From now on invalidations are not answered (or are again).
+    pub fn set_silent(&self, silent: bool) {
+        self.shared.silent.store(silent, Ordering::Relaxed);
+    }
+
+    /// After so many pages no memory is left for tables.
+    pub fn set_pages_left(&self, pages: u64) {
+        self.shared.pages_left.store(pages, Ordering::Relaxed);
+    }
+
+    /// From now on no page table can be made.
+    pub fn fail_paging(&self) {
+        self.shared.fail_paging.store(true, Ordering::Relaxed);
+    }
+
+    /// From now on `device` refuses domains other than the blocked one; or all, with `everything`.
+    pub fn refuse(&self, device: PciAddress, error: AttachError, everything: bool) {
+        self.state().refusals.insert(device, Refusal { error, everything });
+    }
+
+    pub fn refuse_nothing(&self) {
+        self.state().refusals.clear();
+    }
+
+    /// What happened since the last call.
+    pub fn take_log(&self) -> Vec<Did> {
+        std::mem::take(&mut self.state().log)
+    }
+
+    /// The domain that a device is attached to.
+    pub fn domain_of(&self, device: PciAddress) -> Option<u32> {
+        self.state().attached.get(&device).copied()
+    }
+
+    /// What a device reaches at an I/O address, for reading or writing. A translation that is used is remembered.
+    pub fn reach(&self, device: PciAddress, at: DmaAddr, write: bool) -> Option<u64> {
+        let mut state = self.state();
+        let domain = *state.attached.get(&device)?;
+        match domain {
+            IDENTITY => return Some(at.get()),
+            BLOCKED => return None,
+            _ => {}
+        }
+        let page = at.get() & !4095;
+        let found = state.cache.get(&(domain, page)).copied().or_else(|| {
+            let table = state.domains.get(&domain)?.upgrade().expect("a device is in a domain that is gone");
+            let (phys, prot) = table.walk(page)?;
+            state.cache.insert((domain, page), (phys, prot));
+            Some((phys, prot))
+        });
+        let (phys, prot) = found?;
+        let wanted = if write { Prot::WRITE } else { Prot::READ };
+        prot.contains(wanted).then_some(phys | at.get() & 4095)
+    }
+
+    fn state(&self) -> std::sync::MutexGuard<'_, State> {
+        self.shared.state.lock().unwrap()
+    }
+}
+
+// SAFETY: devices reach memory only by `reach`, which looks at their domain's map and at what it has shown before.
+unsafe impl IommuOps for Toy {
+    fn name(&self) -> &str {
+        "toy"
+    }
+
+    fn capable(&self, _dev: PciAddress, capability: Capability) -> bool {
+        match capability {
+            Capability::DeferredFlush => self.shared.knobs.can_defer,
+            _ => true,
+        }
+    }
+
+    fn probe_device(&self, dev: PciAddress) -> Result<Probed, ProbeError> {
+        if self.shared.knobs.not_mine.contains(&dev) {
+            return Err(ProbeError::NotMine);
+        }
+        let aliases = self.shared.knobs.aliases.get(&dev).cloned().unwrap_or_default();
+        Ok(Probed { aliases })
+    }
+
+    fn release_device(&self, dev: PciAddress) {
+        let mut state = self.state();
+        state.log.push(Did::Release(dev));
+        state.attached.remove(&dev);
+    }
+
+    fn domain_alloc_paging(&self, _dev: PciAddress) -> Result<Arc<dyn DomainOps>, DomainError> {
+        if self.shared.fail_paging.load(Ordering::Relaxed) {
+            return Err(DomainError::Exhausted);
+        }
+        let id = self.next.fetch_add(1, Ordering::Relaxed) as u32;
+        let domain = Arc::new(ToyDomain { id, shared: Arc::clone(&self.shared), table: Mutex::default() });
+        self.state().domains.insert(id, Arc::downgrade(&domain));
+        Ok(domain)
+    }
+
+    fn identity_domain(&self) -> Option<Arc<dyn DomainOps>> {
+        self.shared.knobs.has_identity.then(|| self.identity.clone() as Arc<dyn DomainOps>)
+    }
+
+    fn blocked_domain(&self) -> Arc<dyn DomainOps> {
+        self.blocked.clone()
+    }
+
+    fn def_domain_type(&self, dev: PciAddress) -> Option<DomainType> {
+        self.shared.knobs.def_types.get(&dev).copied()
+    }
+
+    fn resv_regions(&self, dev: PciAddress) -> Vec<ResvRegion> {
+        let of_dev = self.shared.knobs.regions.iter().filter(|(address, _)| *address == dev);
+        of_dev.map(|&(_, region)| region).collect()
+    }
+}
+
+/// A domain: leaves by their first address, with size, target and permissions.
+#[derive(Debug)]
+struct ToyDomain {
+    id: u32,
+    shared: Arc<Shared>,
+    table: Mutex<BTreeMap<u64, (u64, u64, Prot)>>,
+}
+
+impl ToyDomain {
+    fn walk(&self, at: u64) -> Option<(u64, Prot)> {
+        let table = self.table.lock().unwrap();
+        let (start, (size, phys, prot)) = table.range(..=at).next_back()?;
+        (at - start < *size).then_some((phys + (at - start), *prot))
+    }
+
+    fn answer(&self) -> Result<(), SyncError> {
+        if self.shared.silent.load(Ordering::Relaxed) { Err(SyncError) } else { Ok(()) }
+    }
+
+    fn log(&self, did: Did) {
+        self.shared.state.lock().unwrap().log.push(did);
+    }
+}
+
+// SAFETY: `walk` finds exactly what is mapped, and a sync that answers Ok has forgotten what it was told to.
+unsafe impl DomainOps for ToyDomain {
+    fn attach_dev(&self, dev: PciAddress, _old: Option<&dyn DomainOps>) -> Result<(), AttachError> {
+        let mut state = self.shared.state.lock().unwrap();
+        match state.refusals.get(&dev) {
+            Some(refusal) if refusal.everything || self.id != BLOCKED => return Err(refusal.error),
+            _ => {}
+        }
+        state.log.push(Did::Attach { device: dev, domain: self.id });
+        state.attached.insert(dev, self.id);
+        Ok(())
+    }
+
+    unsafe fn map_pages(
+        &self,
+        iova: DmaAddr,
+        phys: PhysAddr,
+        page_size: u64,
+        count: usize,
+        prot: Prot,
+    ) -> (u64, Result<(), MapError>) {
+        let mut done = 0;
+        for _ in 0..count {
+            let (at, to) = (iova.get() + done, phys.get() + done);
+            let left = self.shared.pages_left.load(Ordering::Relaxed);
+            if left == 0 {
+                return (done, Err(MapError::OutOfMemory));
+            }
+            if self.walk(at).is_some() {
+                return (done, Err(MapError::InUse(DmaAddr::new(at))));
+            }
+            self.shared.pages_left.store(left - 1, Ordering::Relaxed);
+            self.table.lock().unwrap().insert(at, (page_size, to, prot));
+            done += page_size;
+        }
+        self.log(Did::Map { iova: iova.get(), phys: phys.get(), len: done, prot });
+        (done, Ok(()))
+    }
+
+    unsafe fn unmap(&self, iova: DmaAddr, len: u64, gather: &mut IotlbGather<'_>) -> u64 {
+        let mut done = 0;
+        while done < len {
+            let Some((size, ..)) = self.table.lock().unwrap().remove(&(iova.get() + done)) else { break };
+            done += size;
+        }
+        gather.add_range(iova, done);
+        self.log(Did::Unmap { iova: iova.get(), len: done });
+        done
+    }
+
+    fn needs_sync_map(&self) -> bool {
+        self.shared.knobs.needs_sync_map
+    }
+
+    fn iotlb_sync_map(&self, _iova: DmaAddr, _len: u64) -> Result<(), SyncError> {
+        self.answer()
+    }
+
+    fn iotlb_sync(&self, gather: &IotlbGather<'_>) -> Result<(), SyncError> {
+        self.answer()?;
+        let Some((first, last)) = gather.range() else { return Ok(()) };
+        let mut state = self.shared.state.lock().unwrap();
+        state.log.push(Did::Sync { first: first.get(), last: last.get() });
+        let outside = |page: u64| page + 4095 < first.get() || page > last.get();
+        state.cache.retain(|&(domain, page), _| domain != self.id || outside(page));
+        Ok(())
+    }
+
+    fn flush_iotlb_all(&self) -> Result<(), SyncError> {
+        self.answer()?;
+        let mut state = self.shared.state.lock().unwrap();
+        state.log.push(Did::FlushAll);
+        state.cache.retain(|&(domain, _), _| domain != self.id);
+        Ok(())
+    }
+
+    fn iova_to_phys(&self, iova: DmaAddr) -> Option<PhysAddr> {
+        let (phys, _) = self.walk(iova.get() & !4095)?;
+        Some(PhysAddr::new(phys | iova.get() & 4095))
+    }
+
+    fn page_sizes(&self) -> PageSizes {
+        PageSizes::from_bits(self.shared.knobs.page_sizes)
+    }
+
+    fn aperture(&self) -> (DmaAddr, DmaAddr) {
+        let (first, last) = self.shared.knobs.aperture;
+        (DmaAddr::new(first), DmaAddr::new(last))
+    }
+}
