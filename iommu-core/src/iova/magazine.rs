@@ -126,18 +126,19 @@ pub(super) struct Depot {
 }
 
 impl Depot {
-    /// Makes room for what may come back. Called when a range is taken from the tree.
-    pub(super) fn make_room(&mut self) {
+    /// Makes room for what may come back, when `live` ranges are taken from the tree. Called when one is.
+    pub(super) fn make_room(&mut self, live: usize) {
         const SPARE: usize = 2;
+        const MOST: usize = ORDERS * DEPOT + SPARE;
         if self.empty.capacity() == 0 {
-            self.empty.reserve(ORDERS * DEPOT + SPARE);
+            self.empty.reserve(MOST);
             for full in &mut self.full {
                 full.reserve(DEPOT);
             }
         }
-        while self.empty.len() < SPARE {
-            self.empty.push(Box::default());
-        }
+        let there = self.empty.len() + self.full.iter().map(Vec::len).sum::<usize>();
+        let wanted = (live / CAPACITY + SPARE).min(MOST);
+        self.empty.extend((there..wanted).map(|_| Box::default()));
     }
 
     /// Exchanges a full magazine for an empty one, if there is room.

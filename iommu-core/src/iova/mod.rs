@@ -86,14 +86,22 @@ impl IovaDomain {
 
     #[cold]
     fn alloc_slow(&self, pages: u64, limit: u64) -> Option<DmaAddr> {
-        self.depot.lock().make_room();
-        let mut page = self.tree.lock().take(pages, limit).ok().flatten();
+        let mut page = self.take_from_tree(pages, limit);
         if page.is_none() {
             // What the magazines hold may be what is missing.
             self.drain();
-            page = self.tree.lock().take(pages, limit).ok().flatten();
+            page = self.take_from_tree(pages, limit);
         }
         page.map(|page| DmaAddr::new(page << self.shift))
+    }
+
+    fn take_from_tree(&self, pages: u64, limit: u64) -> Option<u64> {
+        let mut tree = self.tree.lock();
+        let page = tree.take(pages, limit).ok().flatten()?;
+        let live = tree.taken();
+        drop(tree);
+        self.depot.lock().make_room(live);
+        Some(page)
     }
 
     /// Gives a range back that [`IovaDomain::alloc`] returned for `len` bytes (Linux: `free_iova_fast`). Allocates nothing.

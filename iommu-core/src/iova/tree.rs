@@ -90,6 +90,11 @@ impl Tree {
         Ok(Some(at))
     }
 
+    /// How many ranges are taken.
+    pub(super) fn taken(&self) -> usize {
+        self.taken
+    }
+
     /// Gives pages back that were taken in one piece.
     pub(super) fn give_back(&mut self, at: u64, pages: u64) {
         self.taken = self.taken.saturating_sub(1);

@@ -1,5 +1,6 @@
 //! A machine for tests: RAM, an IOMMU that is a map, and a bench with both under an [`Iommu`].
-#![allow(dead_code, unreachable_pub)]
+// Each test file uses its part.
+#![allow(dead_code, unused_imports, unreachable_pub)]
 
 mod host;
 mod toy;
