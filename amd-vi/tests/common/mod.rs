@@ -234,6 +234,11 @@ impl State {
     }
 
     fn entry(&self, device: u16) -> [u64; 4] {
+        // Beyond the end of the table is other memory: a unit does not look there.
+        let entries = ((self.get(0) & 0x1ff) + 1) * 4096 / 32;
+        if u64::from(device) >= entries {
+            return [0; 4];
+        }
         let base = (self.get(0) & ADDRESS) + 32 * u64::from(device);
         [0, 8, 16, 24].map(|at| word(base + at).load(Ordering::Acquire))
     }
