@@ -1,0 +1,108 @@
+//! The door: names, order, and what each feature brings along.
+
+use std::process::Command;
+
+use backend::{Backend, BackendError, DomainType, Options};
+
+const ALL: [(&str, bool); 2] = [("sim", cfg!(feature = "sim")), ("swiotlb", cfg!(feature = "swiotlb"))];
+
+fn built_in() -> Vec<&'static str> {
+    ALL.into_iter().filter(|&(_, built_in)| built_in).map(|(name, _)| name).collect()
+}
+
+/// A disk of one block, and options for it.
+fn options(domain_type: Option<DomainType>) -> (tempfile::NamedTempFile, Options) {
+    let disk = tempfile::NamedTempFile::new().unwrap();
+    disk.as_file().set_len(512).unwrap();
+    let options = Options { disk: disk.path().into(), disk_writable: false, queues: 1, domain_type };
+    (disk, options)
+}
+
+fn open(name: Option<&str>, domain_type: Option<DomainType>) -> Result<Box<dyn Backend>, BackendError> {
+    let (_disk, options) = options(domain_type);
+    backend::open(name, &options)
+}
+
+/// The packages that `backend` links with these features.
+fn linked(features: &str) -> Vec<String> {
+    let output = Command::new(env!("CARGO"))
+        .args(["tree", "--offline", "--package", "backend", "--no-default-features", "--features", features])
+        .args(["--edges", "normal", "--prefix", "none", "--format", "{p}"])
+        .current_dir(env!("CARGO_MANIFEST_DIR"))
+        .output()
+        .unwrap();
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    let package = |line: &str| line.split(' ').next().map(String::from);
+    String::from_utf8(output.stdout).unwrap().lines().filter_map(package).collect()
+}
+
+#[test]
+fn names_are_in_the_documented_order() {
+    assert_eq!(backend::names().collect::<Vec<_>>(), built_in());
+}
+
+#[test]
+fn the_first_name_is_the_default() {
+    let opened = open(None, None);
+    match built_in().first() {
+        Some(first) => assert_eq!(opened.unwrap().name(), *first),
+        None => assert!(matches!(opened, Err(BackendError::Unknown { .. }))),
+    }
+}
+
+#[test]
+fn each_name_opens_the_machine_of_that_name() {
+    for name in built_in() {
+        let machine = open(Some(name), None).unwrap();
+        assert_eq!(machine.name(), name);
+        assert_eq!(machine.description().iommus.len(), usize::from(name == "sim"));
+    }
+}
+
+#[test]
+fn an_unknown_name_is_answered_with_the_known_ones() {
+    let Err(error) = open(Some("abacus"), None) else { panic!("there is an abacus") };
+    let known = built_in().join(", ");
+    assert_eq!(error.to_string(), format!("no backend \"abacus\" in this build; there are: {known}"));
+}
+
+#[test]
+fn domain_types_are_for_machines_that_have_them() {
+    for name in built_in() {
+        for domain_type in [DomainType::Dma, DomainType::DmaFq, DomainType::Identity] {
+            match open(Some(name), Some(domain_type)) {
+                Ok(machine) => {
+                    let groups = machine.description().groups;
+                    assert!(!groups.is_empty());
+                    assert!(groups.iter().all(|group| group.domain_type == Some(domain_type)));
+                }
+                Err(error) => assert!(name == "swiotlb" && matches!(error, BackendError::NoDomains { .. })),
+            }
+        }
+        for domain_type in [DomainType::Blocked, DomainType::Unmanaged] {
+            assert!(open(Some(name), Some(domain_type)).is_err());
+        }
+    }
+}
+
+#[test]
+fn a_disk_that_is_not_there_is_no_machine() {
+    let (disk, options) = options(None);
+    drop(disk);
+    for name in built_in() {
+        assert!(matches!(backend::open(Some(name), &options), Err(BackendError::Start(_))));
+    }
+}
+
+#[test]
+fn without_a_feature_no_machine_is_linked() {
+    const MACHINES: [&str; 3] = ["backend-sim", "sim-hardware", "amd-vi"];
+    let bare = linked("");
+    assert!(bare.iter().any(|package| package == "iommu-core"), "{bare:?}");
+    assert!(!bare.iter().any(|package| MACHINES.contains(&package.as_str())), "{bare:?}");
+    // The two features are two ways to switch on one machine.
+    for feature in ["sim", "swiotlb"] {
+        let packages = linked(feature);
+        assert!(MACHINES.iter().all(|machine| packages.iter().any(|package| package == machine)));
+    }
+}
