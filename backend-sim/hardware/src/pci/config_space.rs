@@ -40,6 +40,7 @@ const ACS_CAPABILITY: usize = 0x100;
 #[derive(Clone, Debug)]
 pub(super) struct ConfigSpace {
     words: Vec<u32>,
+    port_type: PortType,
     writable: Vec<u32>,
     /// Size of each BAR pair's region, by index of its lower half; for sizing.
     bars: [u64; 6],
@@ -52,6 +53,7 @@ impl ConfigSpace {
     fn new(vendor: u16, device: u16, class: u32, multifunction: bool, header: u8) -> Self {
         let mut space = Self {
             words: vec![0; 1024],
+            port_type: PortType::Endpoint,
             writable: vec![0; 1024],
             bars: [0; 6],
             acs_offset: None,
@@ -69,6 +71,7 @@ impl ConfigSpace {
     }
 
     fn express(&mut self, port_type: PortType) {
+        self.port_type = port_type;
         self.set(PCIE_CAPABILITY, 0x0002_0010 | (port_type as u32) << 20);
     }
 
@@ -199,14 +202,17 @@ impl ConfigSpace {
         self.get(0x04) & 1 << 2 != 0
     }
 
+    pub(super) fn memory_space(&self) -> bool {
+        self.get(0x04) & 1 << 1 != 0
+    }
+
+    pub(super) fn port_type(&self) -> PortType {
+        self.port_type
+    }
+
     /// ACS bits that are switched on.
     pub(super) fn acs_enabled(&self) -> u32 {
         self.acs_offset.map_or(0, |at| self.get(at + 4) >> 16)
-    }
-
-    /// Whether it is a switch's port towards the root.
-    pub(super) fn is_upstream_port(&self) -> bool {
-        self.get(PCIE_CAPABILITY) >> 20 & 0xf == PortType::UpstreamPort as u32
     }
 
     /// First and last bus behind a bridge.

@@ -1,6 +1,7 @@
 //! The PCI tree: configuration space, routing by the rules of ACS, message interrupts.
 
 mod config_space;
+mod function;
 mod msix;
 mod tree;
 

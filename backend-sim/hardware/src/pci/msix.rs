@@ -4,7 +4,7 @@ use std::sync::Weak;
 
 use parking_lot::Mutex;
 
-use super::tree::FunctionState;
+use super::function::FunctionState;
 use crate::bus::{Interrupts, Port};
 
 /// Where the pending bits are in the BAR; the table is at 0.

@@ -2,14 +2,13 @@
 
 use std::collections::BTreeMap;
 use std::fmt;
-use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, OnceLock, Weak};
+use std::sync::{Arc, Weak};
 
-use parking_lot::Mutex;
 use platform::Mmio;
 use platform::pci::{PciAddress, RequesterId};
 
 use super::config_space::{Acs, ConfigSpace, PortType};
+use super::function::FunctionState;
 use super::msix::{BAR_SIZE, Msix};
 use crate::bus::{BusError, DeviceModel, INTERRUPTS, Identity, MessageSink, Port, Remapper, Upstream};
 use crate::ram::Ram;
@@ -20,57 +19,6 @@ const MMIO_BASE: u64 = 0xc000_0000;
 const ACS_SOURCE_VALIDATION: u32 = 1 << 0;
 const ACS_REQUEST_REDIRECT: u32 = 1 << 2;
 const ACS_UPSTREAM_FORWARDING: u32 = 1 << 4;
-
-/// One function of the tree.
-#[derive(Debug)]
-pub(super) struct FunctionState {
-    id: RequesterId,
-    config: Mutex<ConfigSpace>,
-    bus_master: Arc<AtomicBool>,
-    device: Option<Arc<dyn DeviceModel>>,
-    msix: OnceLock<Arc<Msix>>,
-    regions: Vec<(u8, u64, u64)>,
-}
-
-impl FunctionState {
-    pub(super) fn msix_control(&self) -> (bool, bool) {
-        self.config.lock().msix_control()
-    }
-
-    /// The region and offset at an address.
-    fn region_at(&self, address: u64) -> Option<(u8, u64)> {
-        let find = |&&(_, start, size): &&(u8, u64, u64)| address >= start && address - start < size;
-        self.regions.iter().find(find).map(|&(index, start, _)| (index, address - start))
-    }
-
-    fn mmio_read(&self, bar: u8, offset: u64, width: u8) -> u64 {
-        match (&self.device, self.msix.get()) {
-            (_, Some(msix)) if bar == 4 => {
-                let low = u64::from(msix.read(offset & !3));
-                if width == 8 {
-                    low | u64::from(msix.read(offset + 4)) << 32
-                } else {
-                    low >> (8 * (offset & 3))
-                }
-            }
-            (Some(device), _) => device.mmio_read(bar, offset, width),
-            _ => u64::MAX,
-        }
-    }
-
-    fn mmio_write(&self, bar: u8, offset: u64, width: u8, value: u64) {
-        match (&self.device, self.msix.get()) {
-            (_, Some(msix)) if bar == 4 => {
-                msix.write(offset & !3, value as u32);
-                if width == 8 {
-                    msix.write(offset + 4, (value >> 32) as u32);
-                }
-            }
-            (Some(device), _) => device.mmio_write(bar, offset, width, value),
-            _ => {}
-        }
-    }
-}
 
 /// What to call when configuration space of the IOMMU's function changes its MSI.
 type MsiChanged = Box<dyn Fn(u64, u32, bool) + Send + Sync>;
@@ -107,28 +55,19 @@ impl Builder {
     /// A root complex with its host bridge at 00:00.0.
     pub fn new() -> Self {
         let mut builder = Self { functions: BTreeMap::new(), next_region: MMIO_BASE, iommu: None };
-        builder.insert(RequesterId::from_parts(0, 0, 0), ConfigSpace::host_bridge(), None, Vec::new());
+        builder.insert(RequesterId::from_parts(0, 0, 0), ConfigSpace::host_bridge(), None);
         builder
     }
 
-    fn insert(
-        &mut self,
-        id: RequesterId,
-        config: ConfigSpace,
-        device: Option<Arc<dyn DeviceModel>>,
-        regions: Vec<(u8, u64, u64)>,
-    ) {
-        let bus_master = Arc::new(AtomicBool::new(config.bus_master()));
-        let (config, msix) = (Mutex::new(config), OnceLock::new());
-        let function = FunctionState { id, config, bus_master, device, msix, regions };
-        self.functions.insert(id, Arc::new(function));
+    fn insert(&mut self, id: RequesterId, config: ConfigSpace, device: Option<Arc<dyn DeviceModel>>) {
+        self.functions.insert(id, Arc::new(FunctionState::new(id, config, device)));
     }
 
     /// The IOMMU's own function at 00:00.2, with registers at `base`; `msi_changed` hears of its MSI.
     #[must_use]
     pub fn iommu(mut self, base: u64, np_cache: bool, msi_changed: MsiChanged) -> Self {
         let id = RequesterId::from_parts(0, 0, 2);
-        self.insert(id, ConfigSpace::iommu(base, np_cache), None, Vec::new());
+        self.insert(id, ConfigSpace::iommu(base, np_cache), None);
         self.iommu = Some((id, msi_changed));
         self
     }
@@ -153,7 +92,7 @@ impl Builder {
 
     fn bridge(mut self, id: RequesterId, device: u16, kind: PortType, first: u8, last: u8, acs: Acs) -> Self {
         let config = ConfigSpace::bridge(device, kind, false, [id.bus(), first, last], acs);
-        self.insert(id, config, None, Vec::new());
+        self.insert(id, config, None);
         self
     }
 
@@ -178,7 +117,7 @@ impl Builder {
             regions.push((index, at, size));
         }
         let config = ConfigSpace::endpoint(&identity, &regions, id.bus() == 0, multifunction, acs);
-        self.insert(id, config, Some(device), regions);
+        self.insert(id, config, Some(device));
         self
     }
 
@@ -219,7 +158,10 @@ impl Upstream for Way {
             done += len as usize;
             match target {
                 Target::Memory(phys) => tree.ram.read(phys, piece).map_err(|_| BusError::MasterAbort),
-                Target::Function(function, bar, offset) => read_region(function, bar, offset, piece),
+                Target::Function(function, bar, offset) => {
+                    function.read_bytes(bar, offset, piece);
+                    Ok(())
+                }
             }
         })
     }
@@ -236,7 +178,7 @@ impl Upstream for Way {
             match target {
                 Target::Memory(phys) => tree.ram.write(phys, piece).map_err(|_| BusError::MasterAbort),
                 Target::Function(function, bar, offset) => {
-                    write_region(function, bar, offset, piece);
+                    function.write_bytes(bar, offset, piece);
                     Ok(())
                 }
             }
@@ -250,40 +192,16 @@ enum Target<'a> {
     Function(&'a FunctionState, u8, u64),
 }
 
-fn read_region(function: &FunctionState, bar: u8, offset: u64, into: &mut [u8]) -> Result<(), BusError> {
-    for (index, byte) in into.iter_mut().enumerate() {
-        let at = offset + index as u64;
-        *byte = (function.mmio_read(bar, at & !3, 4) >> (8 * (at & 3))) as u8;
-    }
-    Ok(())
-}
-
-fn write_region(function: &FunctionState, bar: u8, offset: u64, from: &[u8]) {
-    let mut at = 0;
-    while at < from.len() {
-        let left = from.len() - at;
-        let place = offset + at as u64;
-        let width = if place.is_multiple_of(8) && left >= 8 {
-            8
-        } else if place.is_multiple_of(4) && left >= 4 {
-            4
-        } else {
-            1
-        };
-        let value = from[at..at + width].iter().rev().fold(0, |value, &byte| value << 8 | u64::from(byte));
-        function.mmio_write(bar, place, width as u8, value);
-        at += width;
-    }
-}
-
 impl PciTree {
     /// The bridges from a bus to the root, lowest first.
     fn bridges_above(&self, bus: u8) -> impl Iterator<Item = &Arc<FunctionState>> {
         let mut bus = bus;
         std::iter::from_fn(move || {
-            let bridge = self.functions.values().find(|function| {
-                function.config.lock().buses_behind().is_some_and(|(first, _)| first == bus && bus != 0)
-            })?;
+            let leads_here = |first: u8| first == bus && bus != 0;
+            let bridge = self
+                .functions
+                .values()
+                .find(|function| function.buses_behind().is_some_and(|(first, _)| leads_here(first)))?;
             bus = bridge.id.bus();
             Some(bridge)
         })
@@ -307,13 +225,11 @@ impl PciTree {
         let mut done = 0;
         while done < len {
             let at = address.checked_add(done).ok_or(BusError::MasterAbort)?;
-            let mut moved = 0;
+            let (mut moved, mut registers) = (0, None);
             let mut onward = |phys: u64, piece: u64| {
                 moved = piece;
-                match self.function_at(phys) {
-                    Some((function, bar, offset)) => access(Target::Function(function, bar, offset), piece),
-                    None => access(Target::Memory(phys), piece),
-                }
+                registers = self.function_at(phys);
+                if registers.is_some() { Ok(()) } else { access(Target::Memory(phys), piece) }
             };
             match &self.remapper {
                 Some(remapper) => {
@@ -322,6 +238,14 @@ impl PciTree {
                     })?
                 }
                 None => onward(at, len - done)?,
+            }
+            // Registers may cause requests of their own: they are reached when the IOMMU is free again.
+            if let Some((function, bar, offset)) = registers {
+                // Nobody sends a request back to where it came from.
+                if function.id == requester {
+                    return Err(BusError::MasterAbort);
+                }
+                access(Target::Function(function, bar, offset), moved)?;
             }
             done += moved.max(1);
         }
@@ -343,34 +267,30 @@ impl PciTree {
             return Ok(target);
         }
         for bridge in self.bridges_above(requester.bus()) {
-            let (behind, acs, on, upstream) = {
-                let config = bridge.config.lock();
-                let behind = config.buses_behind().unwrap_or((0, 0));
-                (behind, config.acs_enabled(), config.bus_master(), config.is_upstream_port())
-            };
-            if !on {
+            let (first, last) = bridge.buses_behind().unwrap_or((0, 0));
+            let acs = bridge.acs();
+            if !bridge.is_bus_master() {
                 return Err(BusError::MasterAbort);
             }
-            // What a downstream port has sent up does not turn round on its way out of the switch.
-            if upstream {
-                continue;
-            }
-            if acs & ACS_SOURCE_VALIDATION != 0 && !(behind.0..=behind.1).contains(&requester.bus()) {
+            if acs & ACS_SOURCE_VALIDATION != 0 && !(first..=last).contains(&requester.bus()) {
                 return Err(BusError::TargetAbort);
             }
-            // Below this port, or beside it: the port's own redirect decides.
-            let redirects = acs & (ACS_REQUEST_REDIRECT | ACS_UPSTREAM_FORWARDING) != 0;
-            let bus = bridge.id.bus();
-            let reached = |function: &FunctionState| {
-                let target_bus = function.id.bus();
-                // Beside it means behind another port of the same bus, but not across the root complex.
-                let beside = bus != 0 && self.bridges_above(target_bus).any(|other| other.id.bus() == bus);
-                (behind.0..=behind.1).contains(&target_bus) || beside
-            };
-            if !redirects
-                && let Some((function, ..)) = &target
-                && reached(function)
+            // A request that a switch sends up leaves by its upstream port, which has no choice.
+            if bridge.is_upstream_port() {
+                continue;
+            }
+            let Some((function, ..)) = &target else { continue };
+            let bus = function.id.bus();
+            if (first..=last).contains(&bus) {
+                // Its way is back down through this very port.
+                if acs & ACS_UPSTREAM_FORWARDING == 0 {
+                    return Ok(target);
+                }
+            } else if acs & ACS_REQUEST_REDIRECT == 0
+                && bridge.id.bus() != 0
+                && self.bridges_above(bus).any(|other| other.id.bus() == bridge.id.bus())
             {
+                // Behind another port of the same switch; the root complex has no such way between its ports.
                 return Ok(target);
             }
         }
@@ -378,7 +298,7 @@ impl PciTree {
     }
 
     fn acs(&self, id: RequesterId) -> u32 {
-        self.functions.get(&id).map_or(0, |function| function.config.lock().acs_enabled())
+        self.functions.get(&id).map_or(0, |function| function.acs())
     }
 
     fn function_at(&self, address: u64) -> Option<(&FunctionState, u8, u64)> {
@@ -407,9 +327,7 @@ impl PciTree {
 
     /// The registers of a function behind BAR `bar`, for a CPU. `None` when there are none.
     pub fn mmio(self: &Arc<Self>, id: RequesterId, bar: u8) -> Option<Arc<dyn Mmio>> {
-        let function = Arc::clone(self.functions.get(&id)?);
-        let (_, size) = function.config.lock().bar(bar)?;
-        Some(Arc::new(Region { function, bar, size: size as usize }))
+        Some(Arc::new(self.functions.get(&id)?.region(bar)?))
     }
 
     /// Stops all devices.
@@ -423,25 +341,20 @@ impl PciTree {
 impl platform::pci::ConfigSpace for PciTree {
     fn read32(&self, address: PciAddress, offset: u16) -> u32 {
         match self.functions.get(&address.id) {
-            Some(function) if address.segment == 0 => function.config.lock().read(offset),
+            Some(function) if address.segment == 0 => function.config_read(offset),
             _ => u32::MAX,
         }
     }
 
     fn write32(&self, address: PciAddress, offset: u16, value: u32) {
         let Some(function) = self.functions.get(&address.id).filter(|_| address.segment == 0) else { return };
-        let msi = {
-            let mut config = function.config.lock();
-            config.write(offset, value);
-            function.bus_master.store(config.bus_master(), Ordering::Release);
-            config.msi()
-        };
+        function.config_write(offset, value);
         if let Some(msix) = function.msix.get() {
             msix.send_pending();
         }
         if let Some((id, changed)) = &self.iommu
             && *id == address.id
-            && let Some((to, data, on)) = msi
+            && let Some((to, data, on)) = function.msi()
         {
             changed(to, data, on);
         }
@@ -451,50 +364,5 @@ impl platform::pci::ConfigSpace for PciTree {
 impl fmt::Debug for PciTree {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_list().entries(self.functions.keys()).finish()
-    }
-}
-
-/// A region of registers as a CPU sees it.
-#[derive(Debug)]
-struct Region {
-    function: Arc<FunctionState>,
-    bar: u8,
-    size: usize,
-}
-
-impl Region {
-    fn holds(&self, offset: usize, width: usize) -> bool {
-        offset.is_multiple_of(width) && offset < self.size && self.size - offset >= width
-    }
-}
-
-// SAFETY: the region is a device model's registers, nothing else.
-unsafe impl Mmio for Region {
-    fn len(&self) -> usize {
-        self.size
-    }
-
-    fn read32(&self, offset: usize) -> u32 {
-        if self.holds(offset, 4) {
-            self.function.mmio_read(self.bar, offset as u64, 4) as u32
-        } else {
-            u32::MAX
-        }
-    }
-
-    fn write32(&self, offset: usize, value: u32) {
-        if self.holds(offset, 4) {
-            self.function.mmio_write(self.bar, offset as u64, 4, u64::from(value));
-        }
-    }
-
-    fn read64(&self, offset: usize) -> u64 {
-        if self.holds(offset, 8) { self.function.mmio_read(self.bar, offset as u64, 8) } else { u64::MAX }
-    }
-
-    fn write64(&self, offset: usize, value: u64) {
-        if self.holds(offset, 8) {
-            self.function.mmio_write(self.bar, offset as u64, 8, value);
-        }
     }
 }
