@@ -65,9 +65,11 @@ impl Shared {
     }
 
     fn create_completion(&self, command: &Command) -> Result<u32, Held> {
+        const INTERRUPTS_ENABLED: u32 = 1 << 1;
         let (id, ring) = self.new_queue(command)?;
         let vector = (command.dword(11) >> 16) as u16;
-        if vector > self.config.io_queues {
+        let interrupts = command.dword(11) & INTERRUPTS_ENABLED != 0;
+        if interrupts && vector > self.config.io_queues {
             return Err(Status::INVALID_VECTOR.into());
         }
         let queues = &self.queues;
@@ -75,7 +77,7 @@ impl Shared {
             return Err(Status::INVALID_QUEUE_ID.into());
         }
         self.doorbells[2 * usize::from(id) + 1].store(0, std::sync::atomic::Ordering::SeqCst);
-        queues.create_completion(id, ring, vector);
+        queues.create_completion(id, ring, interrupts.then_some(vector));
         Ok(0)
     }
 

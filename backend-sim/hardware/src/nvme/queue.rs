@@ -60,7 +60,8 @@ pub(super) struct Completion {
     ring: Ring,
     tail: u32,
     phase: bool,
-    pub(super) vector: u16,
+    /// Its vector, if it interrupts at all.
+    vector: Option<u16>,
 }
 
 type Slot<T> = Arc<Mutex<Option<T>>>;
@@ -83,10 +84,10 @@ impl Queues {
         let ring = |(base, entries): (u64, u32)| Ring { base, entries };
         *self.submission[0].lock() = Some(Submission { ring: ring(submission), head: 0, completion: 0 });
         *self.completion[0].lock() =
-            Some(Completion { ring: ring(completion), tail: 0, phase: true, vector: 0 });
+            Some(Completion { ring: ring(completion), tail: 0, phase: true, vector: Some(0) });
     }
 
-    pub(super) fn create_completion(&self, id: u16, ring: Ring, vector: u16) {
+    pub(super) fn create_completion(&self, id: u16, ring: Ring, vector: Option<u16>) {
         *self.completion[usize::from(id)].lock() = Some(Completion { ring, tail: 0, phase: true, vector });
     }
 
@@ -214,7 +215,7 @@ impl Shared {
 
     fn interrupt(&self, completion: u16) {
         let slot = Arc::clone(&self.queues.completion[usize::from(completion)]);
-        let vector = slot.lock().as_ref().map(|queue| queue.vector);
+        let vector = slot.lock().as_ref().and_then(|queue| queue.vector);
         if let (Some(vector), Some(bus)) = (vector, self.bus.get()) {
             bus.interrupts.raise(vector);
         }

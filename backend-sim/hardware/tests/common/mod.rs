@@ -15,6 +15,8 @@ use sim_hardware::iommu::{AmdIommu, Config};
 use sim_hardware::pci::{Acs, Builder, PciTree};
 use sim_hardware::ram::Ram;
 
+pub mod nvme;
+
 /// 2 MiB: an entry for every device.
 pub const DEVICE_TABLE: u64 = 0x10_0000;
 /// 4 KiB: 256 commands.
