@@ -1,7 +1,7 @@
 //! Which functions must share a group, since hardware cannot tell them apart or keep them apart (Linux:
 //! `pci_device_group`).
 
-use alloc::collections::BTreeMap;
+use alloc::collections::{BTreeMap, BTreeSet};
 use alloc::vec::Vec;
 use core::fmt;
 
@@ -9,7 +9,7 @@ use platform::pci::{PciAddress, RequesterId};
 
 use super::topology::{AcsFlags, Node, PortType, Topology};
 
-/// Why a function is in a group that was there already.
+/// Why a function shares a group with another one.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Reason {
     /// Its requests carry another function's requester ID.
@@ -19,13 +19,13 @@ pub enum Reason {
         /// Whose name its requests carry.
         alias: PciAddress,
     },
-    /// Its requests and another function's carry the same requester ID, which is neither's own.
+    /// Its requests may carry a requester ID that no function has and another one uses too.
     SharedAlias {
         /// The function.
         of: PciAddress,
         /// The other one.
         other: PciAddress,
-        /// The ID that both use.
+        /// The ID.
         alias: RequesterId,
     },
     /// A port on its way to the root lets peers reach each other without passing the IOMMU.
@@ -53,7 +53,7 @@ impl fmt::Display for Reason {
         match self {
             Self::Alias { of, alias } => write!(f, "requests of {of} carry the requester ID of {alias}"),
             Self::SharedAlias { of, other, alias } => {
-                write!(f, "requests of {of} and {other} carry the same requester ID, {alias}")
+                write!(f, "requests of {of} and {other} may carry the requester ID {alias}")
             }
             Self::PortNotIsolated { of, port, missing } => {
                 write!(f, "{port}, above {of}, lets its peers talk past the IOMMU (ACS without ")?;
@@ -72,133 +72,137 @@ impl fmt::Display for Reason {
     }
 }
 
-/// The groups of a topology: the members of each, and why each member after the first joined. Functions are taken in order
-/// of their addresses, as a bus is probed. `extra` names further aliases of a function on its own bus: firmware's.
+/// The groups of a topology: the members of each in order of their addresses, and for each member after the first a reason
+/// that ties it to another one. `extra` names further requester IDs that a function may use: firmware's aliases.
+///
+/// Linux asks the same questions of each function in turn when it is found and takes the first group that answers; here all
+/// answers count, so that the order of discovery does not matter: a function that ties two others together brings them into
+/// one group.
 pub fn groups(
     topology: &Topology,
     extra: &BTreeMap<PciAddress, Vec<RequesterId>>,
 ) -> Vec<(Vec<PciAddress>, Vec<Reason>)> {
-    let mut grouping = Grouping { topology, extra, of: BTreeMap::new(), groups: Vec::new() };
+    let mut ties = Ties::default();
+    let bridges = bridges(topology);
     for node in topology.iter() {
-        grouping.add(node);
+        ties.to_bridges_above(&bridges, node);
+        ties.to_slot(topology, node);
     }
-    grouping.groups
+    ties.to_aliases(topology, extra);
+    ties.components(topology)
 }
 
-struct Grouping<'a> {
-    topology: &'a Topology,
-    extra: &'a BTreeMap<PciAddress, Vec<RequesterId>>,
-    of: BTreeMap<PciAddress, usize>,
-    groups: Vec<(Vec<PciAddress>, Vec<Reason>)>,
+/// The bridge to each bus of each segment ([`Topology::parent`], for all at once).
+fn bridges(topology: &Topology) -> BTreeMap<(u16, u8), &Node> {
+    let mut bridges = BTreeMap::new();
+    for node in topology.iter() {
+        if let Some(bus) = node.leads_to() {
+            bridges.entry(bus).or_insert(node);
+        }
+    }
+    bridges
 }
 
-impl Grouping<'_> {
-    fn add(&mut self, node: &Node) {
-        let index = match self.find(node) {
-            Some((index, reason)) => {
-                self.groups[index].1.push(reason);
-                index
-            }
-            None => {
-                self.groups.push((Vec::new(), Vec::new()));
-                self.groups.len() - 1
-            }
-        };
-        self.groups[index].0.push(node.address);
-        self.of.insert(node.address, index);
+/// The bridges above a function, from the nearest up. Bridges that name each other would go round for ever, so no bus is
+/// passed twice.
+fn above<'a>(bridges: &BTreeMap<(u16, u8), &'a Node>, node: &Node) -> Vec<&'a Node> {
+    let mut passed = [false; 256];
+    let mut path = Vec::new();
+    let segment = node.address.segment;
+    let mut bus = node.address.id.bus();
+    while !core::mem::replace(&mut passed[usize::from(bus)], true)
+        && let Some(&bridge) = bridges.get(&(segment, bus))
+    {
+        path.push(bridge);
+        bus = bridge.address.id.bus();
+    }
+    path
+}
+
+/// Whether requests from behind a bridge carry its name: one to or from conventional PCI takes them over as its own.
+fn takes_over(bridge: &Node) -> bool {
+    matches!(bridge.port_type, PortType::PcieToPci | PortType::PciToPcie | PortType::Conventional)
+}
+
+/// Which functions cannot be told or kept apart, and why.
+#[derive(Default)]
+struct Ties(BTreeMap<PciAddress, Vec<(PciAddress, Reason)>>);
+
+impl Ties {
+    fn tie(&mut self, a: PciAddress, b: PciAddress, why: Reason) {
+        self.0.entry(a).or_default().push((b, why));
+        self.0.entry(b).or_default().push((a, why));
     }
 
-    /// The group that `node` must join, if there is one.
-    fn find(&self, node: &Node) -> Option<(usize, Reason)> {
-        // 1. Aliases on the way up: the last one is the unit that can be told apart.
-        let mut unit = node;
-        for alias in self.dma_aliases(node) {
-            if alias != node.address
-                && let Some(&index) = self.of.get(&alias)
-            {
-                return Some((index, Reason::Alias { of: node.address, alias }));
-            }
-            if let Some(alias) = self.topology.get(alias) {
-                unit = alias;
-            }
+    /// To the bridges under whose names its requests arrive (Linux: `pci_for_each_dma_alias`), and from the last of these
+    /// on to those from which the path to the root is not isolated (Linux: `pci_acs_path_enabled`).
+    fn to_bridges_above(&mut self, bridges: &BTreeMap<(u16, u8), &Node>, node: &Node) {
+        let of = node.address;
+        let path = above(bridges, node);
+        for bridge in path.iter().filter(|bridge| takes_over(bridge)) {
+            self.tie(of, bridge.address, Reason::Alias { of, alias: bridge.address });
         }
-        // 2. Up to the first bridge from which on the whole path is isolated.
-        let mut at = unit;
-        while let Some(bridge) = self.topology.parent(at) {
-            let Some(open) = self.first_open_port(bridge) else { break };
-            at = bridge;
-            if let Some(&index) = self.of.get(&bridge.address) {
-                let missing = open.acs_missing(AcsFlags::ISOLATED);
-                return Some((
-                    index,
-                    Reason::PortNotIsolated { of: node.address, port: open.address, missing },
-                ));
-            }
+        let unit = path.iter().rposition(|bridge| takes_over(bridge)).map_or(0, |last| last + 1);
+        for (index, bridge) in path.iter().enumerate().skip(unit) {
+            let open = path[index..].iter().find(|port| !port.acs_enabled(AcsFlags::ISOLATED));
+            let Some(open) = open else { break };
+            let missing = open.acs_missing(AcsFlags::ISOLATED);
+            self.tie(of, bridge.address, Reason::PortNotIsolated { of, port: open.address, missing });
         }
-        // 3. Firmware's aliases, in either direction.
-        if let Some(found) = self.by_extra_alias(node, at) {
-            return Some(found);
-        }
-        // 4. Functions of the slot that are not kept apart.
-        self.by_slot(node, at)
     }
 
-    /// The first port from `bridge` to the root that does not isolate (Linux: `pci_acs_path_enabled`).
-    fn first_open_port<'b>(&'b self, bridge: &'b Node) -> Option<&'b Node> {
-        let mut at = Some(bridge);
-        while let Some(port) = at {
-            if !port.acs_enabled(AcsFlags::ISOLATED) {
-                return Some(port);
+    /// To functions of its slot, when neither is kept apart (Linux: `get_pci_function_alias_group`).
+    fn to_slot(&mut self, topology: &Topology, node: &Node) {
+        if !node.multifunction || node.acs_enabled(AcsFlags::ISOLATED) {
+            return;
+        }
+        let (of, missing) = (node.address, node.acs_missing(AcsFlags::ISOLATED));
+        for sibling in topology.siblings(node).filter(|sibling| !sibling.acs_enabled(AcsFlags::ISOLATED)) {
+            self.tie(of, sibling.address, Reason::SlotNotIsolated { of, sibling: sibling.address, missing });
+        }
+    }
+
+    /// To functions that use one requester ID, whether or not there is a function of that name (Linux:
+    /// `get_pci_alias_group`).
+    fn to_aliases(&mut self, topology: &Topology, extra: &BTreeMap<PciAddress, Vec<RequesterId>>) {
+        let mut users: BTreeMap<PciAddress, PciAddress> = BTreeMap::new();
+        for (&of, ids) in extra.iter().filter(|(of, _)| topology.get(**of).is_some()) {
+            for alias in ids.iter().map(|&id| PciAddress { segment: of.segment, id }) {
+                if topology.get(alias).is_some() {
+                    self.tie(of, alias, Reason::Alias { of, alias });
+                } else if let Some(&other) = users.get(&alias) {
+                    self.tie(of, other, Reason::SharedAlias { of, other, alias: alias.id });
+                } else {
+                    users.insert(alias, of);
+                }
             }
-            at = self.topology.parent(port);
         }
-        None
     }
 
-    fn by_extra_alias(&self, node: &Node, at: &Node) -> Option<(usize, Reason)> {
-        let (segment, id) = (at.address.segment, at.address.id);
-        let own = self.extra.get(&at.address).map_or(&[][..], Vec::as_slice);
-        let index_of = |other: PciAddress| self.of.get(&other).filter(|_| other != node.address).copied();
-        let alias = |alias| index_of(alias).map(|index| (index, Reason::Alias { of: node.address, alias }));
-        let named = own.iter().find_map(|&id| alias(PciAddress { segment, id }));
-        let others = || self.extra.iter().filter(|(other, _)| other.segment == segment);
-        named
-            .or_else(|| others().filter(|(_, ids)| ids.contains(&id)).find_map(|(&other, _)| alias(other)))
-            // An ID that no function has: whoever uses it has the same device table entry.
-            .or_else(|| {
-                others().find_map(|(&other, ids)| {
-                    let shared = *ids.iter().find(|id| own.contains(id))?;
-                    let reason = Reason::SharedAlias { of: node.address, other, alias: shared };
-                    index_of(other).map(|index| (index, reason))
-                })
-            })
-    }
-
-    fn by_slot(&self, node: &Node, at: &Node) -> Option<(usize, Reason)> {
-        if !at.multifunction || at.acs_enabled(AcsFlags::ISOLATED) {
-            return None;
-        }
-        let open = self.topology.siblings(at).filter(|other| !other.acs_enabled(AcsFlags::ISOLATED));
-        open.filter(|sibling| sibling.address != node.address).find_map(|sibling| {
-            let missing = at.acs_missing(AcsFlags::ISOLATED);
-            self.of.get(&sibling.address).map(|&index| {
-                (index, Reason::SlotNotIsolated { of: node.address, sibling: sibling.address, missing })
-            })
-        })
-    }
-
-    /// The functions under whose names requests of `node` may arrive, its own first (Linux: `pci_for_each_dma_alias`).
-    /// A bridge to or from conventional PCI takes requests over as its own.
-    fn dma_aliases(&self, node: &Node) -> Vec<PciAddress> {
-        let mut aliases = Vec::from([node.address]);
-        let mut at = node;
-        while let Some(bridge) = self.topology.parent(at) {
-            if matches!(bridge.port_type, PortType::PcieToPci | PortType::PciToPcie | PortType::Conventional)
-            {
-                aliases.push(bridge.address);
+    /// What hangs together.
+    fn components(&self, topology: &Topology) -> Vec<(Vec<PciAddress>, Vec<Reason>)> {
+        let mut seen = BTreeSet::new();
+        let mut groups = Vec::new();
+        for node in topology.iter() {
+            if !seen.insert(node.address) {
+                continue;
             }
-            at = bridge;
+            let mut members = Vec::from([(node.address, None)]);
+            let mut next = 0;
+            while let Some(&(member, _)) = members.get(next) {
+                next += 1;
+                for &(other, why) in self.0.get(&member).into_iter().flatten() {
+                    if seen.insert(other) {
+                        members.push((other, Some(why)));
+                    }
+                }
+            }
+            members.sort_by_key(|&(address, _)| address);
+            groups.push((
+                members.iter().map(|&(address, _)| address).collect(),
+                members.iter().filter_map(|&(_, why)| why).collect(),
+            ));
         }
-        aliases
+        groups
     }
 }

@@ -1,5 +1,7 @@
 //! A topology from configuration space.
 
+use alloc::vec::Vec;
+
 use platform::pci::{ConfigSpace, PciAddress};
 
 use super::topology::{AcsFlags, Node, PortType, Topology};
@@ -17,21 +19,20 @@ impl Topology {
         let mut topology = Self::new();
         // A bridge that names a bus already read would send us in circles.
         let mut seen = [false; 256];
-        scan_bus(config, segment, 0, &mut seen, &mut topology);
+        let mut buses = Vec::from([0]);
+        while let Some(bus) = buses.pop() {
+            if !core::mem::replace(&mut seen[usize::from(bus)], true) {
+                scan_bus(config, segment, bus, |node| {
+                    buses.extend(node.secondary_bus);
+                    topology.insert(node);
+                });
+            }
+        }
         topology
     }
 }
 
-fn scan_bus(
-    config: &dyn ConfigSpace,
-    segment: u16,
-    bus: u8,
-    seen: &mut [bool; 256],
-    topology: &mut Topology,
-) {
-    if core::mem::replace(&mut seen[usize::from(bus)], true) {
-        return;
-    }
+fn scan_bus(config: &dyn ConfigSpace, segment: u16, bus: u8, mut found: impl FnMut(Node)) {
     for device in 0..32 {
         let first = PciAddress::new(segment, bus, device, 0);
         if absent(config, first) {
@@ -40,14 +41,8 @@ fn scan_bus(
         let multifunction = config.read32(first, HEADER_TYPE) >> 23 & 1 != 0;
         for function in 0..if multifunction { 8 } else { 1 } {
             let address = PciAddress::new(segment, bus, device, function);
-            if absent(config, address) {
-                continue;
-            }
-            let node = read(config, address, multifunction);
-            let behind = node.secondary_bus;
-            topology.insert(node);
-            if let Some(behind) = behind {
-                scan_bus(config, segment, behind, seen, topology);
+            if !absent(config, address) {
+                found(read(config, address, multifunction));
             }
         }
     }

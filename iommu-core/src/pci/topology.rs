@@ -91,6 +91,12 @@ impl Node {
         }
     }
 
+    /// The segment and bus behind a bridge, which is not the bus that it is on.
+    pub(crate) fn leads_to(&self) -> Option<(u16, u8)> {
+        let own = self.address.id.bus();
+        self.secondary_bus.filter(|&bus| bus != own).map(|bus| (self.address.segment, bus))
+    }
+
     /// Which of `flags` are missing, for people.
     pub(crate) fn acs_missing(&self, flags: AcsFlags) -> AcsFlags {
         match self.acs {
@@ -127,15 +133,11 @@ impl Topology {
         self.nodes.values()
     }
 
-    /// The bridge whose secondary bus this function is on; `None` on a root bus.
-    ///
-    /// A bus has a higher number than the one above it. A bridge that says otherwise leads nowhere, so every way up ends.
+    /// The bridge whose secondary bus this function is on; `None` on a root bus. When several claim a bus the first one has
+    /// it. Bridges that name each other's buses send a walk along their parents round for ever.
     pub fn parent(&self, node: &Node) -> Option<&Node> {
-        let bus = node.address.id.bus();
-        let same_segment = |bridge: &&Node| bridge.address.segment == node.address.segment;
-        self.iter()
-            .filter(same_segment)
-            .find(|bridge| bridge.secondary_bus == Some(bus) && bridge.address.id.bus() < bus)
+        let bus = (node.address.segment, node.address.id.bus());
+        self.iter().find(|bridge| bridge.leads_to() == Some(bus))
     }
 
     /// The other functions of the same slot.
