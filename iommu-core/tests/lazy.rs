@@ -1,0 +1,240 @@
+//! Lazy domains: an address is used again only after a flush that started after its unmap has finished.
+
+mod common;
+
+use common::{Bench, Did, NIC, PAGE, Setup, map, map_page, unmap, unmap_page};
+use dma_api::{Attrs, Device, Direction};
+use iommu_core::{DomainType, GroupError};
+use platform::DmaAddr;
+
+/// Ranges that a queue holds before it flushes.
+const QUEUE: usize = 256;
+
+fn lazy() -> (Bench, Device) {
+    let bench = Setup::default().lazy().bench();
+    assert_eq!(bench.group(NIC).domain_type(), Some(DomainType::DmaFq));
+    let device = bench.bind_trusted(NIC);
+    bench.toy.take_log();
+    (bench, device)
+}
+
+fn flushes(bench: &Bench) -> usize {
+    bench.toy.take_log().into_iter().filter(|did| matches!(did, Did::FlushAll | Did::Sync { .. })).count()
+}
+
+#[test]
+fn an_unmap_takes_the_page_out_and_leaves_the_invalidation_for_later() {
+    let (bench, device) = lazy();
+    let (remembered, unseen) = (map_page(&device).unwrap(), map_page(&device).unwrap());
+    bench.toy.reach(NIC, remembered, false).unwrap();
+    unmap_page(&device, remembered).unwrap();
+    unmap_page(&device, unseen).unwrap();
+    assert_eq!(flushes(&bench), 0);
+    assert!(bench.toy.reach(NIC, remembered, false).is_some(), "which is why binding took trust");
+    assert_eq!(bench.toy.reach(NIC, unseen, false), None);
+    bench.tick();
+    assert_eq!(bench.toy.reach(NIC, remembered, false), None);
+}
+
+#[test]
+fn addresses_come_back_with_a_tick_and_not_before() {
+    let bench = Setup::default().lazy().aperture(0, 0xffff).bench();
+    let device = bench.bind_trusted(NIC);
+    let all: Vec<DmaAddr> = std::iter::from_fn(|| map_page(&device).ok()).collect();
+    assert_eq!(all.len(), 15);
+    for &at in &all {
+        unmap_page(&device, at).unwrap();
+    }
+    map_page(&device).unwrap_err();
+    bench.tick();
+    let mut again: Vec<DmaAddr> = std::iter::from_fn(|| map_page(&device).ok()).collect();
+    assert!(again.iter().all(|at| bench.toy.reach(NIC, *at, false).is_some()));
+    again.sort_unstable();
+    let mut all = all;
+    all.sort_unstable();
+    assert_eq!(again, all);
+}
+
+#[test]
+fn a_tick_flushes_once_for_all_and_not_when_nothing_waits() {
+    let (bench, device) = lazy();
+    bench.tick();
+    assert_eq!(flushes(&bench), 0);
+    let held: Vec<DmaAddr> = (0..100).map(|_| map_page(&device).unwrap()).collect();
+    for at in held {
+        unmap_page(&device, at).unwrap();
+    }
+    bench.tick();
+    bench.tick();
+    assert_eq!(flushes(&bench), 1);
+    assert_eq!(bench.group(NIC).domain().unwrap().full_flushes(), 1);
+}
+
+#[test]
+fn a_full_queue_flushes_by_itself() {
+    let (bench, device) = lazy();
+    let held: Vec<DmaAddr> = (0..QUEUE + 1).map(|_| map_page(&device).unwrap()).collect();
+    for &at in &held[..QUEUE] {
+        unmap_page(&device, at).unwrap();
+    }
+    assert_eq!(flushes(&bench), 0);
+    assert_eq!(bench.iommu.statistics().unmaps, 0);
+    unmap_page(&device, held[QUEUE]).unwrap();
+    assert_eq!(flushes(&bench), 1);
+    assert_eq!(bench.iommu.statistics().unmaps, QUEUE as u64, "all but the one that came after the flush");
+    bench.tick();
+    assert_eq!(bench.iommu.statistics().unmaps, QUEUE as u64 + 1);
+}
+
+#[test]
+fn scatter_lists_wait_as_a_whole() {
+    let (bench, device) = lazy();
+    let mut list =
+        [(0x10_0000, 4096), (0x50_0010, 64)].map(|(phys, len)| dma_api::SgEntry::new(u64::into(phys), len));
+    // SAFETY: the toy's devices touch nothing by themselves; the list is ended once, as it was left.
+    unsafe {
+        device.ops().map_sg(device.parms(), &mut list, Direction::ToDevice, Attrs::empty()).unwrap();
+        device.ops().unmap_sg(device.parms(), &list, Direction::ToDevice, Attrs::empty()).unwrap();
+    }
+    assert_eq!((flushes(&bench), bench.iommu.statistics().unmaps), (0, 0));
+    bench.tick();
+    assert_eq!((flushes(&bench), bench.iommu.statistics().unmaps), (1, 1));
+}
+
+#[test]
+fn coherent_memory_is_freed_only_after_a_flush() {
+    let (bench, device) = lazy();
+    let before = bench.host.live();
+    let other = map_page(&device).unwrap();
+    unmap_page(&device, other).unwrap();
+    let memory = device.alloc_coherent(4096, Attrs::empty()).unwrap();
+    bench.toy.reach(NIC, memory.dma, true).unwrap();
+    // SAFETY: allocated above with these attributes, freed once.
+    unsafe { device.free_coherent(memory, Attrs::empty()) }.unwrap();
+    assert_eq!(flushes(&bench), 1);
+    assert_eq!(bench.toy.reach(NIC, memory.dma, true), None);
+    assert_eq!(bench.host.live(), before);
+    assert_eq!(bench.iommu.statistics().unmaps, 2, "what waited came back with it");
+}
+
+#[test]
+fn coherent_memory_is_kept_when_the_flush_fails() {
+    let (bench, device) = lazy();
+    let memory = device.alloc_coherent(4096, Attrs::empty()).unwrap();
+    let before = bench.host.live();
+    bench.toy.set_silent(true);
+    // SAFETY: allocated above with these attributes, freed once.
+    unsafe { device.free_coherent(memory, Attrs::empty()) }.unwrap_err();
+    assert_eq!(bench.host.live(), before);
+    assert_eq!(bench.iommu.statistics().quarantined, PAGE);
+}
+
+#[test]
+fn a_flush_that_fails_quarantines_what_waited_and_blocks_the_group() {
+    let bench = Setup::default().lazy().aperture(0, 0xffff).bench();
+    let device = bench.bind_trusted(NIC);
+    let (one, two) = (map_page(&device).unwrap(), map_page(&device).unwrap());
+    bench.toy.reach(NIC, one, false).unwrap();
+    unmap_page(&device, one).unwrap();
+    bench.toy.set_silent(true);
+    bench.tick();
+    let group = bench.group(NIC);
+    assert_eq!(group.domain().unwrap().domain_type(), DomainType::Blocked);
+    assert_eq!((bench.toy.reach(NIC, one, false), bench.toy.reach(NIC, two, false)), (None, None));
+    assert_eq!(bench.iommu.statistics().quarantined, PAGE);
+    assert_eq!(group.default_domain().unwrap().leaked(), 1);
+    // An IOMMU that answers again changes nothing for what was lost.
+    bench.toy.set_silent(false);
+    bench.toy.take_log();
+    bench.tick();
+    assert_eq!(bench.toy.take_log(), [], "it is blocked once");
+    unmap_page(&device, two).unwrap();
+    bench.tick();
+    let rest: Vec<DmaAddr> = std::iter::from_fn(|| map_page(&device).ok()).collect();
+    assert_eq!((rest.len(), rest.contains(&one), rest.contains(&two)), (14, false, true));
+    assert_eq!(bench.iommu.statistics().quarantined, PAGE);
+    // A new domain is the way out.
+    assert_eq!(group.set_type(DomainType::Dma), Err(GroupError::Owned));
+    drop(device);
+    group.set_type(DomainType::Dma).unwrap();
+    map_page(&bench.bind(NIC)).unwrap();
+}
+
+#[test]
+fn a_full_queue_whose_flush_fails_is_given_up() {
+    let (bench, device) = lazy();
+    let held: Vec<DmaAddr> = (0..QUEUE + 1).map(|_| map_page(&device).unwrap()).collect();
+    bench.toy.set_silent(true);
+    for &at in &held {
+        unmap_page(&device, at).unwrap();
+    }
+    assert_eq!(bench.iommu.statistics().quarantined, QUEUE as u64 * PAGE);
+    bench.toy.set_silent(false);
+    bench.tick();
+    assert_eq!(bench.group(NIC).domain().unwrap().domain_type(), DomainType::Blocked);
+    assert_eq!(bench.iommu.statistics().unmaps, 1, "the last one's flush was answered");
+}
+
+#[test]
+fn a_domain_goes_over_to_lazy_in_place() {
+    let bench = Setup::default().bench();
+    let group = bench.group(NIC);
+    group.set_type(DomainType::DmaFq).unwrap();
+    assert_eq!(group.bind(NIC).unwrap_err(), GroupError::NeedsTrust(DomainType::DmaFq));
+    let device = bench.bind_trusted(NIC);
+    let at = map_page(&device).unwrap();
+    bench.toy.take_log();
+    unmap_page(&device, at).unwrap();
+    assert_eq!(flushes(&bench), 0);
+    // What waits when the domain goes is flushed.
+    drop(device);
+    group.set_type(DomainType::Dma).unwrap();
+    assert_eq!(flushes(&bench), 1);
+}
+
+#[test]
+fn a_bounced_mapping_comes_back_at_once() {
+    let (bench, device) = lazy();
+    let heap: Box<[u8]> = vec![1; 64].into();
+    let mapping: dma_api::Streaming<'_, _, dma_api::FromDevice> =
+        dma_api::Streaming::map(&device, heap).unwrap();
+    let reached = bench.toy.reach(NIC, mapping.dma_address(), true).unwrap();
+    bench.host.device_write(reached, &[2; 64]);
+    assert_eq!(*mapping.unmap().unwrap(), [2; 64]);
+    assert_eq!(flushes(&bench), 0);
+}
+
+#[test]
+fn threads_unmap_while_ticks_go_by() {
+    let bench = Setup::default().lazy().aperture(0, 1024 * PAGE - 1).bench();
+    let device = bench.bind_trusted(NIC);
+    let done = std::sync::atomic::AtomicUsize::new(0);
+    std::thread::scope(|scope| {
+        for thread in 1..4u64 {
+            let (device, bench, done) = (&device, &bench, &done);
+            scope.spawn(move || {
+                for turn in 0..3000 {
+                    let phys = (thread << 32) + (turn << 12);
+                    let at = loop {
+                        match map(device, phys, PAGE as usize, Direction::ToDevice) {
+                            Ok(at) => break at,
+                            // All of the addresses may be waiting.
+                            Err(_) => std::thread::yield_now(),
+                        }
+                    };
+                    // An address that came back too early would lead to what was there before.
+                    assert_eq!(bench.toy.reach(NIC, at, false), Some(phys));
+                    unmap(device, at, PAGE as usize, Direction::ToDevice).unwrap();
+                }
+                done.fetch_add(1, std::sync::atomic::Ordering::SeqCst);
+            });
+        }
+        while done.load(std::sync::atomic::Ordering::SeqCst) < 3 {
+            bench.tick();
+            std::thread::yield_now();
+        }
+    });
+    bench.tick();
+    let statistics = bench.iommu.statistics();
+    assert_eq!((statistics.unmaps, statistics.quarantined), (9000, 0));
+}
