@@ -141,7 +141,11 @@ impl EventLog {
             interrupts = value.event_int_en();
             value.with_event_log_en(false).with_event_int_en(false)
         });
-        control.wait(clock, |status| !status.event_log_run())?;
+        if let Err(late) = control.wait(clock, |status| !status.event_log_run()) {
+            // The next try must find the interrupt as it was.
+            control.update(|value| value.with_event_int_en(interrupts));
+            return Err(late);
+        }
         self.registers.clear_status(Status::new().with_event_overflow(true).with_event_log_int(true));
         {
             let mut reader = self.reader.lock();

@@ -82,6 +82,21 @@ fn after_an_overflow_the_log_runs_again() {
 }
 
 #[test]
+fn a_log_that_stops_only_at_the_second_try_keeps_its_interrupt() {
+    let setup = bring_up();
+    for number in 0..ENTRIES_OF_LOG {
+        setup.unit.log(PAGE_FAULT, number);
+    }
+    setup.unit.switches.never_stop.store(true, Ordering::Relaxed);
+    let handled = setup.driver.handle_events(&mut |_, _| {});
+    assert_eq!((handled.overflows, handled.failures), (0, 1));
+    setup.unit.switches.never_stop.store(false, Ordering::Relaxed);
+    let handled = setup.driver.handle_events(&mut |_, _| {});
+    assert_eq!((handled.overflows, handled.failures), (1, 0));
+    assert_eq!(setup.unit.register(0x18) & 0b1100, 0b1100, "the log and its interrupt are on");
+}
+
+#[test]
 fn an_entry_that_is_written_after_the_tail_is_waited_for() {
     let setup = bring_up();
     let at = setup.unit.log_late();

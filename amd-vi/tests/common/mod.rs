@@ -202,13 +202,15 @@ impl State {
             return self.get(offset);
         }
         let control = self.get(0x18);
+        let never_stops = switches.never_stop.load(Ordering::Relaxed);
         let on = |bit: u64| {
             let runs =
                 control & 1 != 0 && control >> bit & 1 != 0 && !switches.never_run.load(Ordering::Relaxed);
-            runs || switches.never_stop.load(Ordering::Relaxed)
+            runs || never_stops
         };
         let sticky = self.get(0x2020);
-        sticky | u64::from(on(2) && sticky & 1 == 0) << 3 | u64::from(on(12) && !self.halted) << 4
+        let logs = on(2) && (sticky & 1 == 0 || never_stops);
+        sticky | u64::from(logs) << 3 | u64::from(on(12) && !self.halted) << 4
     }
 
     fn write(&mut self, offset: usize, value: u64, switches: &Switches) {
