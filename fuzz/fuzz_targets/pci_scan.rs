@@ -8,19 +8,37 @@ use iommu_core::pci::{Topology, groups};
 use libfuzzer_sys::fuzz_target;
 use platform::pci::{ConfigSpace, PciAddress, RequesterId};
 
-/// Bytes of input for a function: its address, an alias, and the bytes that its configuration space repeats.
-const RECORD: usize = 96;
+/// Bytes of input for a function.
+const RECORD: usize = 24;
 
-/// A few functions with configuration space that repeats the input's bytes.
+/// A few functions. Half of them have configuration space that repeats the input's bytes, the others one that makes sense
+/// but for what it says.
 struct Input<'a>(BTreeMap<u16, &'a [u8]>);
 
 impl ConfigSpace for Input<'_> {
     fn read32(&self, function: PciAddress, offset: u16) -> u32 {
         let Some(bytes) = self.0.get(&function.id.get()) else { return u32::MAX };
-        let word = [0, 1, 2, 3].map(|index| bytes[(usize::from(offset) + index) % bytes.len()]);
-        let word = u32::from_le_bytes(word);
-        // Bridges lead to buses that there may be.
-        if offset == 0x18 { word & 0xffff_07ff } else { word }
+        let byte = |index: usize| u32::from(bytes[index % bytes.len()]);
+        let word =
+            |index: usize| byte(index) | byte(index + 1) << 8 | byte(index + 2) << 16 | byte(index + 3) << 24;
+        if byte(0) & 0x40 != 0 {
+            return word(usize::from(offset));
+        }
+        match offset {
+            0x00 => 0x1483_1022,
+            0x04 => 0x0010_0000,
+            // Header type: a bridge or not, several functions or one.
+            0x0c => (byte(0) & 0x81) << 16,
+            // Buses that there may be.
+            0x18 => (byte(1) & 3) << 8,
+            0x34 => 0x40,
+            // What it is on PCI Express, if it is.
+            0x40 if byte(0) & 2 != 0 => (byte(2) & 0xf) << 20 | 0x10,
+            // Access Control Services.
+            0x100 if byte(0) & 4 != 0 => 0x0001_000d,
+            0x104 => word(3),
+            _ => 0,
+        }
     }
 
     fn write32(&self, function: PciAddress, offset: u16, value: u32) {
@@ -32,13 +50,13 @@ fuzz_target!(|bytes: &[u8]| {
     let mut functions = BTreeMap::new();
     let mut extra: BTreeMap<PciAddress, Vec<RequesterId>> = BTreeMap::new();
     for record in bytes.chunks_exact(RECORD).take(64) {
-        // Buses 0 to 7: more would hardly ever be reached.
-        let id = u16::from_le_bytes([record[0], record[1]]) & 0x07ff;
+        // Few addresses on few buses: more would hardly ever be reached.
+        let id = u16::from_le_bytes([record[0], record[1]]) & 0x0309;
         let alias = u16::from_le_bytes([record[2], record[3]]);
         functions.insert(id, &record[4..]);
         if alias & 0x8000 != 0 {
             let address = PciAddress { segment: 0, id: RequesterId::new(id) };
-            extra.entry(address).or_default().push(RequesterId::new(alias & 0x07ff));
+            extra.entry(address).or_default().push(RequesterId::new(alias & 0x0309));
         }
     }
     let topology = Topology::scan(&Input(functions), 0);
