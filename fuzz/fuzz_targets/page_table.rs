@@ -125,7 +125,7 @@ fuzz_target!(|bytes: &[u8]| {
     while !input.0.is_empty() {
         match input.byte() % 3 {
             0 => map(&table, &mut model, &mut input),
-            1 => unmap(&table, &mut model, &mut input, &*heap, &leaks),
+            1 => unmap(&table, &mut model, &mut input, &heap, &leaks),
             _ => look_up(&table, &model, input.address() | input.word() & 0xfff),
         }
         assert_eq!(heap.live.load(Ordering::Relaxed), table.table_pages());
