@@ -85,10 +85,10 @@ pub fn groups(
     let mut ties = Ties::default();
     let bridges = bridges(topology);
     for node in topology.iter() {
-        ties.to_bridges_above(&bridges, node);
-        ties.to_slot(topology, node);
+        ties.tie_to_bridges_above(&bridges, node);
+        ties.tie_to_slot(topology, node);
     }
-    ties.to_aliases(topology, extra);
+    ties.tie_to_aliases(topology, extra);
     ties.components(topology)
 }
 
@@ -136,7 +136,7 @@ impl Ties {
 
     /// To the bridges under whose names its requests arrive (Linux: `pci_for_each_dma_alias`), and from the last of these
     /// on to those from which the path to the root is not isolated (Linux: `pci_acs_path_enabled`).
-    fn to_bridges_above(&mut self, bridges: &BTreeMap<(u16, u8), &Node>, node: &Node) {
+    fn tie_to_bridges_above(&mut self, bridges: &BTreeMap<(u16, u8), &Node>, node: &Node) {
         let of = node.address;
         let path = above(bridges, node);
         for bridge in path.iter().filter(|bridge| takes_over(bridge)) {
@@ -152,7 +152,7 @@ impl Ties {
     }
 
     /// To functions of its slot, when neither is kept apart (Linux: `get_pci_function_alias_group`).
-    fn to_slot(&mut self, topology: &Topology, node: &Node) {
+    fn tie_to_slot(&mut self, topology: &Topology, node: &Node) {
         if !node.multifunction || node.acs_enabled(AcsFlags::ISOLATED) {
             return;
         }
@@ -164,7 +164,7 @@ impl Ties {
 
     /// To functions that use one requester ID, whether or not there is a function of that name (Linux:
     /// `get_pci_alias_group`).
-    fn to_aliases(&mut self, topology: &Topology, extra: &BTreeMap<PciAddress, Vec<RequesterId>>) {
+    fn tie_to_aliases(&mut self, topology: &Topology, extra: &BTreeMap<PciAddress, Vec<RequesterId>>) {
         let mut users: BTreeMap<PciAddress, PciAddress> = BTreeMap::new();
         for (&of, ids) in extra.iter().filter(|(of, _)| topology.get(**of).is_some()) {
             for alias in ids.iter().map(|&id| PciAddress { segment: of.segment, id }) {
