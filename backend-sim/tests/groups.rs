@@ -48,7 +48,7 @@ fn a_group_says_why_it_is_one() {
     ));
     assert!(matches!(
         why(at(0, 3, 0))[..],
-        [Reason::SlotNotIsolated { of, sibling, .. }] if of == at(0, 3, 1) && sibling == at(0, 3, 0)
+        [Reason::SlotNotIsolated { of, sibling, .. }] if of == at(0, 3, 0) && sibling == at(0, 3, 1)
     ));
     assert_eq!(why(at(4, 0, 0)), []);
 }
