@@ -3,6 +3,7 @@
 mod common;
 
 use common::*;
+use sim_hardware::bus::Remapper;
 use sim_hardware::iommu::Config;
 
 const WAIT: u64 = 1 << 60;
@@ -92,6 +93,29 @@ fn a_wait_ends_after_everything_before_it() {
     }
     bench.wait();
     assert!((0..100).all(|page| bench.a.read(0x1000 * page).is_err()));
+}
+
+#[test]
+fn a_wait_does_not_end_before_the_accesses_that_use_what_was_invalidated() {
+    let bench = Bench::default();
+    let root = bench.table();
+    bench.attach(A, 1, 3, root);
+    bench.map(root, 3, 0x5000, 1, DATA | READ_WRITE);
+    let mut accessed = 0;
+    let done = bench.unit.with_translation(A, 0x5008, 8, true, &mut |translated| {
+        assert_eq!((translated.phys, translated.len), (DATA + 8, 8));
+        // The page is taken away while the device is writing to it. The doorbell returns at once.
+        bench.map(root, 3, 0x5000, 1, 0);
+        bench.command(3 << 60 | 1 << 32, 0x5000);
+        bench.command(WAIT | (DATA + 0x1000) | 1, 1);
+        std::thread::sleep(A_WHILE);
+        accessed += 1;
+        assert_eq!(bench.peek(DATA + 0x1000), 0, "the write is still under way");
+        Ok(())
+    });
+    assert_eq!((done, accessed), (Ok(()), 1));
+    eventually("the completion", || bench.peek(DATA + 0x1000) == 1);
+    assert!(bench.a.read(0x5000).is_err());
 }
 
 #[test]
