@@ -119,6 +119,26 @@ fn a_wait_does_not_end_before_the_accesses_that_use_what_was_invalidated() {
 }
 
 #[test]
+fn the_ring_runs_until_its_last_command_has_ended() {
+    let bench = Bench::default();
+    bench.attach(A, 1, 0, 0);
+    let done = bench.unit.with_translation(A, DATA, 8, true, &mut |_| {
+        // This one is taken, and waits for the access.
+        bench.command(2 << 60 | 0x18, 0);
+        eventually("the command is taken", || bench.registers().read64(COMMAND_HEAD) == 16);
+        bench.registers().write64(CONTROL, ON & !(1 << 12));
+        bench.registers().write64(COMMAND_BASE, 0x50_0000 | 9 << 56);
+        assert_eq!(bench.status() & COMMAND_RUN, COMMAND_RUN);
+        assert_eq!(bench.registers().read64(COMMAND_BASE), COMMANDS | 8 << 56);
+        Ok(())
+    });
+    assert_eq!(done, Ok(()));
+    eventually("the stop", || bench.status() & COMMAND_RUN == 0);
+    bench.registers().write64(COMMAND_BASE, 0x50_0000 | 9 << 56);
+    assert_eq!(bench.registers().read64(COMMAND_HEAD), 0);
+}
+
+#[test]
 fn bad_commands_stop_the_ring_and_are_logged() {
     let bad = [
         // Opcodes that are none, or belong to features that this unit does not have.
