@@ -3,7 +3,6 @@
 use alloc::sync::Arc;
 use core::fmt;
 use core::marker::PhantomData;
-use core::ops::Range;
 
 use platform::frames::FRAME_SIZE;
 use platform::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
@@ -25,6 +24,23 @@ pub struct PageTable<F: Format> {
     _format: PhantomData<F>,
 }
 
+/// An unmap on its way.
+struct Unmapping<'a, 'g> {
+    first: u64,
+    len: u64,
+    /// Bytes unmapped; more than `len` when a page goes whole that ends behind the range.
+    done: u64,
+    gather: &'a mut IotlbGather<'g>,
+}
+
+impl Unmapping<'_, '_> {
+    /// Where it stands. Zero behind the last address of all.
+    #[inline]
+    fn at(&self) -> u64 {
+        self.first.wrapping_add(self.done)
+    }
+}
+
 impl<F: Format> PageTable<F> {
     /// An empty table whose top is of `level` (1 to the format's highest; others are brought into that range).
     ///
@@ -40,6 +56,13 @@ impl<F: Format> PageTable<F> {
             pages: AtomicUsize::new(1),
             _format: PhantomData,
         })
+    }
+
+    /// The last I/O address below a top of `level`.
+    #[inline]
+    fn last_address(level: u32) -> u64 {
+        let bits = F::level_shift(level) + F::INDEX_BITS;
+        if bits >= 64 { u64::MAX } else { (1 << bits) - 1 }
     }
 
     #[inline]
@@ -64,8 +87,7 @@ impl<F: Format> PageTable<F> {
 
     /// The table of `level` for an address, made with all above it if need be.
     #[inline]
-    fn table_for(&self, iova: u64, level: u32) -> Result<PhysAddr, MapError> {
-        let root = self.root();
+    fn table_for(&self, root: Root, iova: u64, level: u32) -> Result<PhysAddr, MapError> {
         let (mut table, mut at) = (root.phys, root.level);
         while at > level {
             let entry = self.entry(table, Self::index(iova, at));
@@ -102,84 +124,10 @@ impl<F: Format> PageTable<F> {
         }
     }
 
-    /// Writes a page of 2^`shift` bytes: one entry, or several equal ones.
-    #[inline]
-    fn store_leaf(
-        &self,
-        table: PhysAddr,
-        level: u32,
-        entries: Range<usize>,
-        phys: PhysAddr,
-        shift: u32,
-        prot: Prot,
-    ) {
-        let leaf = F::leaf(phys, shift, level, prot);
-        for index in entries {
-            // Release: the memory's contents, zeros included, are there before a device can reach them.
-            self.entry(table, index).store(leaf, Ordering::Release);
-        }
-    }
-
-    /// Maps what `entries` stand for although some of them lead to tables. Earlier mappings may have left those behind,
-    /// empty: an unmap frees only tables that its own range covers. They are filled instead of being replaced by a larger
-    /// page, which would take an invalidation. Returns the bytes mapped beside the error.
-    #[cold]
-    fn map_in_pieces(
-        &self,
-        table: PhysAddr,
-        level: u32,
-        entries: Range<usize>,
-        iova: DmaAddr,
-        phys: PhysAddr,
-        prot: Prot,
-    ) -> (u64, Result<(), MapError>) {
-        let (mut index, mut done) = (entries.start, 0);
-        while index < entries.end {
-            let (at, from) = (iova.wrapping_add(done), phys.wrapping_add(done));
-            let entry = self.entry(table, index);
-            let below = match F::decode(entry.load(Ordering::Acquire), level) {
-                Decoded::Leaf { .. } => return (done, Err(MapError::InUse(at))),
-                Decoded::Table(below) => below,
-                Decoded::Empty => {
-                    if let Some(log2) = self.largest_free(table, level, index..entries.end) {
-                        let shift = F::level_shift(level) + log2;
-                        self.store_leaf(table, level, index..index + (1 << log2), from, shift, prot);
-                        index += 1 << log2;
-                        done += 1 << shift;
-                        continue;
-                    }
-                    match self.install(entry, level, at.get()) {
-                        Ok(below) => below,
-                        Err(error) => return (done, Err(error)),
-                    }
-                }
-            };
-            let (mapped, result) =
-                self.map_in_pieces(below, level - 1, 0..1 << F::INDEX_BITS, at, from, prot);
-            done += mapped;
-            if result.is_err() {
-                return (done, result);
-            }
-            index += 1;
-        }
-        (done, Ok(()))
-    }
-
-    /// log2 of the entries that the largest page has which begins with the first of `entries`, when those are empty. `None`
-    /// when the format has no page of this level's own size.
-    fn largest_free(&self, table: PhysAddr, level: u32, entries: Range<usize>) -> Option<u32> {
-        let most = entries.start.trailing_zeros().min(entries.len().ilog2()).min(F::INDEX_BITS - 1);
-        let empty = |index| self.entry(table, index).load(Ordering::Relaxed) == 0;
-        (0..=most).rev().find(|log2| {
-            F::PAGE_SIZES.contains(1 << (F::level_shift(level) + log2))
-                && (entries.start..entries.start + (1 << log2)).all(empty)
-        })
-    }
-
-    /// Checks a run of pages against the format.
+    /// Checks a run of pages against the format and the top, and returns its length in bytes.
     #[inline]
     fn check(
-        &self,
+        root: Root,
         iova: DmaAddr,
         phys: PhysAddr,
         page_size: u64,
@@ -196,57 +144,134 @@ impl<F: Format> PageTable<F> {
         let last = iova.last_of(len).ok_or(MapError::OutOfRange(iova))?;
         let last_phys = phys.last_of(len).ok_or(MapError::OutOfRange(iova))?;
         // The top level has its entries for tables and for pages of its own size.
-        let fits = F::leaf_level(page_size.trailing_zeros()) <= self.root().level;
-        if last > self.aperture().1 || last_phys > F::MAX_PHYS || !fits {
+        let fits = F::leaf_level(page_size.trailing_zeros()) <= root.level;
+        if last.get() > Self::last_address(root.level) || last_phys > F::MAX_PHYS || !fits {
             return Err(MapError::OutOfRange(iova));
         }
         Ok(len)
     }
 
-    /// Unmaps [`at`, `end`) below a table; `at` moves on. Returns false when it must stop.
-    fn unmap_below(
+    /// Maps `len` bytes in pages of 2^`shift` bytes.
+    #[inline]
+    fn map_run(
         &self,
-        table: PhysAddr,
-        level: u32,
-        at: &mut u64,
-        end: u64,
-        gather: &mut IotlbGather<'_>,
-    ) -> bool {
+        root: Root,
+        iova: u64,
+        phys: PhysAddr,
+        shift: u32,
+        len: u64,
+        prot: Prot,
+    ) -> (u64, Result<(), MapError>) {
+        let level = F::leaf_level(shift);
+        let replicas = 1usize << (shift - F::level_shift(level));
+        let mut done = 0;
+        while done < len {
+            let table = match self.table_for(root, iova + done, level) {
+                Ok(table) => table,
+                Err(error) => return (done, Err(error)),
+            };
+            let mut index = Self::index(iova + done, level);
+            while index < 1 << F::INDEX_BITS && done < len {
+                let run = index..index + replicas;
+                let (at, from) = (iova + done, phys.wrapping_add(done));
+                if run.clone().all(|index| self.entry(table, index).load(Ordering::Relaxed) == 0) {
+                    let leaf = F::leaf(from, shift, level, prot);
+                    for index in run {
+                        // Release: the memory's contents, zeros included, are there before a device can reach them.
+                        self.entry(table, index).store(leaf, Ordering::Release);
+                    }
+                    done += 1 << shift;
+                } else {
+                    let has_table = run.clone().any(|index| {
+                        let entry = self.entry(table, index).load(Ordering::Acquire);
+                        matches!(F::decode(entry, level), Decoded::Table(_))
+                    });
+                    if !has_table {
+                        return (done, Err(MapError::InUse(DmaAddr::new(at))));
+                    }
+                    let (part, result) = self.map_around(root, at, from, shift, prot);
+                    done += part;
+                    if result.is_err() {
+                        return (done, result);
+                    }
+                }
+                index += replicas;
+            }
+        }
+        (done, Ok(()))
+    }
+
+    /// Maps a page of 2^`shift` bytes as smaller ones, since tables that were emptied are in its place. Nobody else uses
+    /// them, but the IOMMU may remember them: to take them out would need an invalidation.
+    #[cold]
+    #[inline(never)]
+    fn map_around(
+        &self,
+        root: Root,
+        iova: u64,
+        phys: PhysAddr,
+        shift: u32,
+        prot: Prot,
+    ) -> (u64, Result<(), MapError>) {
+        let smaller = F::PAGE_SIZES.bits() & ((1 << shift) - 1);
+        match smaller.checked_ilog2() {
+            Some(smaller) => self.map_run(root, iova, phys, smaller, 1 << shift, prot),
+            None => (0, Err(MapError::InUse(DmaAddr::new(iova)))),
+        }
+    }
+
+    /// The lowest table whose entries tell all pages of a range: that nothing above it is covered, and so need not be looked
+    /// at again, makes a small unmap one walk.
+    #[inline]
+    fn lowest_around(&self, root: Root, first: u64, last: u64) -> (PhysAddr, u32) {
+        let (mut table, mut level) = (root.phys, root.level);
+        while level > 1 && (first ^ last) >> F::level_shift(level) == 0 {
+            let span_mask = (1u64 << F::level_shift(level)) - 1;
+            if last - first == span_mask {
+                break;
+            }
+            match F::decode(self.entry(table, Self::index(first, level)).load(Ordering::Acquire), level) {
+                Decoded::Table(below) => (table, level) = (below, level - 1),
+                _ => break,
+            }
+        }
+        (table, level)
+    }
+
+    /// Unmaps what is left of a range below a table. Returns false when it must stop.
+    fn unmap_below(&self, table: PhysAddr, level: u32, range: &mut Unmapping<'_, '_>) -> bool {
         let shift = F::level_shift(level);
-        let first = Self::index(*at, level);
-        let entries = 1usize << F::INDEX_BITS;
-        let mut index = first;
-        while *at < end && index < entries {
+        let mut index = Self::index(range.at(), level);
+        while range.done < range.len && index < 1 << F::INDEX_BITS {
             let entry = self.entry(table, index);
             match F::decode(entry.load(Ordering::Acquire), level) {
                 Decoded::Empty => return false,
                 Decoded::Leaf { shift: page_shift, .. } => {
                     let size = 1u64 << page_shift;
-                    if *at & (size - 1) != 0 {
+                    if range.at() & (size - 1) != 0 {
                         return false;
                     }
                     let replicas = 1usize << (page_shift - shift);
                     for replica in index..index + replicas {
                         self.entry(table, replica).store(0, Ordering::Relaxed);
                     }
-                    *at += size;
+                    // All 2^64 bytes of the largest table are one more than can be said.
+                    range.done = range.done.saturating_add(size);
                     index += replicas;
                 }
                 Decoded::Table(below) => {
-                    let start = *at;
-                    let next = (start >> shift).wrapping_add(1) << shift;
-                    let covered = start & ((1 << shift) - 1) == 0 && next.wrapping_sub(1) < end;
-                    let stop = if covered { next.wrapping_sub(1).wrapping_add(1) } else { end.min(next) };
-                    let go_on = self.unmap_below(below, level - 1, at, stop, gather);
+                    let span = 1u64 << shift;
+                    let covered = range.at() & (span - 1) == 0 && range.len - range.done >= span;
+                    let go_on = self.unmap_below(below, level - 1, range);
+                    if !go_on {
+                        return false;
+                    }
                     // Only the caller's own range is below it, and all of that is gone.
-                    if covered && go_on && words::all_zero(self.entries(below)) {
+                    if covered && words::all_zero(self.entries(below)) {
                         entry.store(0, Ordering::Relaxed);
                         self.pages.fetch_sub(1, Ordering::Relaxed);
                         // SAFETY: the page is out of the tree, and came from these frames.
-                        unsafe { gather.add_table(self.window, below) };
-                    }
-                    if !go_on {
-                        return false;
+                        unsafe { range.gather.add_table(self.window, below) };
                     }
                     index += 1;
                 }
@@ -285,59 +310,34 @@ unsafe impl<F: Format> IoPageTable for PageTable<F> {
         count: usize,
         prot: Prot,
     ) -> (u64, Result<(), MapError>) {
-        trace::event("io_pgtable_ops.map_pages", iova.get(), page_size * count as u64);
-        let len = match self.check(iova, phys, page_size, count, prot) {
-            Ok(len) => len,
-            Err(error) => return (0, Err(error)),
-        };
-        let shift = page_size.trailing_zeros();
-        let level = F::leaf_level(shift);
-        let replicas = 1usize << (shift - F::level_shift(level));
-        let mut done = 0;
-        while done < len {
-            let at = iova.get() + done;
-            let table = match self.table_for(at, level) {
-                Ok(table) => table,
-                Err(error) => return (done, Err(error)),
-            };
-            let mut index = Self::index(at, level);
-            while index < 1 << F::INDEX_BITS && done < len {
-                let run = index..index + replicas;
-                if run.clone().all(|index| self.entry(table, index).load(Ordering::Relaxed) == 0) {
-                    self.store_leaf(table, level, run, phys.wrapping_add(done), shift, prot);
-                    done += page_size;
-                } else {
-                    let (at, phys) = (DmaAddr::new(iova.get() + done), phys.wrapping_add(done));
-                    let (mapped, result) = self.map_in_pieces(table, level, run, at, phys, prot);
-                    done += mapped;
-                    if result.is_err() {
-                        return (done, result);
-                    }
-                }
-                index += replicas;
-            }
+        trace::event("io_pgtable_ops.map_pages", iova.get(), page_size.saturating_mul(count as u64));
+        let root = self.root();
+        match Self::check(root, iova, phys, page_size, count, prot) {
+            Ok(len) => self.map_run(root, iova.get(), phys, page_size.trailing_zeros(), len, prot),
+            Err(error) => (0, Err(error)),
         }
-        (done, Ok(()))
     }
 
     #[inline]
     unsafe fn unmap(&self, iova: DmaAddr, len: u64, gather: &mut IotlbGather<'_>) -> u64 {
         trace::event("io_pgtable_ops.unmap_pages", iova.get(), len);
-        let Some(last) = iova.last_of(len).filter(|&last| last <= self.aperture().1) else { return 0 };
         let root = self.root();
-        let mut at = iova.get();
-        // The very last byte of the address space has no end behind it; nothing is ever mapped there in part.
-        self.unmap_below(root.phys, root.level, &mut at, last.get().saturating_add(1), gather);
-        let unmapped = at.wrapping_sub(iova.get());
+        let Some(last) = iova.last_of(len).filter(|last| last.get() <= Self::last_address(root.level)) else {
+            return 0;
+        };
+        let (table, level) = self.lowest_around(root, iova.get(), last.get());
+        let mut range = Unmapping { first: iova.get(), len, done: 0, gather };
+        self.unmap_below(table, level, &mut range);
+        let unmapped = range.done;
         gather.add_range(iova, unmapped);
         unmapped
     }
 
     fn iova_to_phys(&self, iova: DmaAddr) -> Option<Translation> {
-        if iova > self.aperture().1 {
+        let root = self.root();
+        if iova.get() > Self::last_address(root.level) {
             return None;
         }
-        let root = self.root();
         let (mut table, mut level) = (root.phys, root.level);
         loop {
             let entry = self.entry(table, Self::index(iova.get(), level)).load(Ordering::Acquire);
@@ -358,16 +358,13 @@ unsafe impl<F: Format> IoPageTable for PageTable<F> {
     }
 
     fn page_sizes(&self) -> PageSizes {
-        let top = F::level_shift(self.root().level) + F::INDEX_BITS;
         // Pages larger than the whole table cannot be mapped.
-        let mask = if top >= 64 { u64::MAX } else { (1 << top) - 1 };
-        F::PAGE_SIZES.intersection(PageSizes::from_bits(mask))
+        F::PAGE_SIZES.intersection(PageSizes::from_bits(Self::last_address(self.root().level)))
     }
 
     #[inline]
     fn aperture(&self) -> (DmaAddr, DmaAddr) {
-        let bits = F::level_shift(self.root().level) + F::INDEX_BITS;
-        (DmaAddr::new(0), DmaAddr::new(if bits >= 64 { u64::MAX } else { (1 << bits) - 1 }))
+        (DmaAddr::new(0), DmaAddr::new(Self::last_address(self.root().level)))
     }
 
     #[inline]
