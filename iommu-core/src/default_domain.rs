@@ -89,8 +89,8 @@ pub(crate) fn make(
 }
 
 fn alloc(group: &Group, state: &State, kind: DomainType) -> Result<Arc<Domain>, GroupError> {
-    /// Slots for per-CPU state: more threads than this share.
-    const CPUS: usize = 8;
+    /// Slots for per-CPU state: more threads than this share. A model has two CPUs.
+    const CPUS: usize = if cfg!(loom) { 2 } else { 8 };
     let member = state.members.first().ok_or(GroupError::NotReady)?;
     let platform = Arc::clone(&group.platform);
     let owner = Arc::clone(&member.ops);

@@ -7,10 +7,10 @@ use platform::sync::CpuLock;
 
 /// Sizes of 2^0 to 2^5 pages are cached.
 pub(super) const ORDERS: usize = 6;
-/// Ranges in a magazine: with its count it fills 1 KiB.
-const CAPACITY: usize = 127;
+/// Ranges in a magazine: with its count it fills 1 KiB. A model's is full with one, so that few steps reach the depot.
+const CAPACITY: usize = if cfg!(loom) { 1 } else { 127 };
 /// Full magazines that the depot holds of each size at most; more go back to the tree.
-const DEPOT: usize = 32;
+const DEPOT: usize = if cfg!(loom) { 1 } else { 32 };
 
 /// First pages of free ranges of one size.
 #[derive(Debug)]

@@ -1,0 +1,192 @@
+//! A machine for models: page tables of a few words, a translation cache of one page, no memory at all.
+#![allow(dead_code, unreachable_pub)]
+
+use std::sync::Arc;
+
+use dma_api::{Attrs, Device, Direction, DmaError};
+use iommu_core::pci::{Node, PortType, Topology};
+use iommu_core::{
+    AttachError, Capability, DomainError, DomainOps, Iommu, IommuOps, ProbeError, Probed, Settings, SyncError,
+};
+use platform::frames::ModelFrames;
+use platform::pci::PciAddress;
+use platform::sync::atomic::{AtomicBool, Ordering};
+use platform::{
+    CacheMaintenance, Clock, DmaAddr, Extent, FrameRequest, Frames, Instant, IotlbGather, MapError,
+    OutOfFrames, PageSizes, PhysAddr, Prot, Window,
+};
+
+const NIC: PciAddress = PciAddress::new(0, 0, 3, 0);
+
+#[derive(Debug, Default)]
+struct Host(ModelFrames);
+
+// SAFETY: handed to the model's frames.
+unsafe impl Frames for Host {
+    fn alloc(&self, request: FrameRequest) -> Result<PhysAddr, OutOfFrames> {
+        self.0.alloc(request)
+    }
+    unsafe fn free(&self, at: PhysAddr, size: usize) {
+        // SAFETY: the caller's promise.
+        unsafe { self.0.free(at, size) }
+    }
+    fn window(&self) -> Window {
+        self.0.window()
+    }
+    fn translate(&self, _at: *const u8, _len: usize) -> Option<Extent> {
+        None
+    }
+}
+
+impl CacheMaintenance for Host {}
+
+impl Clock for Host {
+    fn now(&self) -> Instant {
+        Instant::from_nanos(0)
+    }
+    fn relax(&self) {
+        loom::thread::yield_now();
+    }
+}
+
+/// The one domain's table: whether each of the first four pages is mapped. As hardware's, its words are read and written
+/// without an order of their own.
+#[derive(Debug)]
+struct Table {
+    present: [AtomicBool; 4],
+    /// Whether the cache has page 1.
+    cached: AtomicBool,
+}
+
+// SAFETY: no device is there to reach anything; the cache stands for what one would.
+unsafe impl DomainOps for Table {
+    fn attach_dev(&self, _dev: PciAddress, _old: Option<&dyn DomainOps>) -> Result<(), AttachError> {
+        Ok(())
+    }
+    unsafe fn map_pages(
+        &self,
+        iova: DmaAddr,
+        _phys: PhysAddr,
+        _page_size: u64,
+        _count: usize,
+        _prot: Prot,
+    ) -> (u64, Result<(), MapError>) {
+        match self.present[(iova.get() >> 12) as usize].swap(true, Ordering::Relaxed) {
+            true => (0, Err(MapError::InUse(iova))),
+            false => (4096, Ok(())),
+        }
+    }
+    unsafe fn unmap(&self, iova: DmaAddr, len: u64, gather: &mut IotlbGather<'_>) -> u64 {
+        self.present[(iova.get() >> 12) as usize].store(false, Ordering::Relaxed);
+        gather.add_range(iova, len);
+        len
+    }
+    fn flush_iotlb_all(&self) -> Result<(), SyncError> {
+        // Emptied, and asked for again.
+        let present = self.present[1].load(Ordering::Relaxed);
+        self.cached.store(present && self.cached.load(Ordering::Relaxed), Ordering::Relaxed);
+        Ok(())
+    }
+    fn page_sizes(&self) -> PageSizes {
+        PageSizes::from_bits(4096)
+    }
+    fn aperture(&self) -> (DmaAddr, DmaAddr) {
+        (DmaAddr::new(0), DmaAddr::new(u64::MAX))
+    }
+}
+
+#[derive(Debug)]
+struct Toy {
+    table: Arc<Table>,
+}
+
+// SAFETY: as above.
+unsafe impl IommuOps for Toy {
+    fn name(&self) -> &str {
+        "model"
+    }
+    fn capable(&self, _dev: PciAddress, _capability: Capability) -> bool {
+        true
+    }
+    fn probe_device(&self, _dev: PciAddress) -> Result<Probed, ProbeError> {
+        Ok(Probed::default())
+    }
+    fn release_device(&self, _dev: PciAddress) {}
+    fn domain_alloc_paging(&self, _dev: PciAddress) -> Result<Arc<dyn DomainOps>, DomainError> {
+        Ok(self.table.clone())
+    }
+    fn identity_domain(&self) -> Option<Arc<dyn DomainOps>> {
+        None
+    }
+    fn blocked_domain(&self) -> Arc<dyn DomainOps> {
+        self.table.clone()
+    }
+}
+
+/// The model's machine.
+#[derive(Clone, Debug)]
+pub struct Machine {
+    iommu: Arc<Iommu>,
+    table: Arc<Table>,
+}
+
+impl Machine {
+    pub fn iommu(&self) -> &Iommu {
+        &self.iommu
+    }
+
+    /// How many pages are mapped.
+    pub fn mapped(&self) -> usize {
+        self.table.present.iter().filter(|page| page.load(Ordering::Relaxed)).count()
+    }
+
+    /// The device uses page 1.
+    pub fn remember(&self) {
+        self.table.cached.store(true, Ordering::Relaxed);
+    }
+
+    pub fn remembers(&self) -> bool {
+        self.table.cached.load(Ordering::Relaxed)
+    }
+}
+
+/// A machine and its only device, which reaches I/O addresses up to `mask`.
+pub fn boot(mask: u64, lazy: bool) -> (Machine, Arc<Device>) {
+    platform::cpu::set(0);
+    let table = Arc::new(Table {
+        present: std::array::from_fn(|_| AtomicBool::new(false)),
+        cached: AtomicBool::new(false),
+    });
+    let settings = Settings { lazy, ..Settings::default() };
+    let iommu = Arc::new(Iommu::new(Arc::new(Host::default()), settings, None));
+    iommu.register(Arc::new(Toy { table: table.clone() }));
+    let mut topology = Topology::new();
+    topology.insert(Node {
+        address: NIC,
+        class: 0,
+        port_type: PortType::Endpoint,
+        multifunction: false,
+        secondary_bus: None,
+        acs: None,
+    });
+    iommu.probe(&topology, |_| false).unwrap();
+    // SAFETY: there is no device that could touch anything.
+    let device = unsafe { iommu.group_of(NIC).unwrap().bind_trusted(NIC) }.unwrap();
+    device.set_mask(mask).unwrap();
+    (Machine { iommu, table }, Arc::new(device))
+}
+
+/// Maps a page; `None` when there are no addresses.
+pub fn map(device: &Device) -> Option<u64> {
+    // SAFETY: there is no device that could touch anything.
+    match unsafe { device.map_phys(PhysAddr::new(0x5000), 4096, Direction::ToDevice, Attrs::empty()) } {
+        Ok(at) => Some(at.get()),
+        Err(DmaError::AddressSpaceExhausted { .. }) => None,
+        Err(error) => panic!("{error}"),
+    }
+}
+
+pub fn unmap(device: &Device, at: u64) {
+    // SAFETY: mapped by `map`, ended once.
+    unsafe { device.unmap_single(DmaAddr::new(at), 4096, Direction::ToDevice, Attrs::empty()) }.unwrap();
+}
