@@ -69,7 +69,7 @@ impl FlushQueue {
         queue.push_back(Entry { at, len, tables, counter: self.started.load(Ordering::Acquire) });
         drop(queue);
         if !self.armed.load(Ordering::Relaxed) {
-            self.armed.store(true, Ordering::Relaxed);
+            self.armed.swap(true, Ordering::Relaxed);
         }
     }
 
