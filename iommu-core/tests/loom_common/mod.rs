@@ -54,8 +54,10 @@ impl Clock for Host {
 #[derive(Debug)]
 struct Table {
     present: [AtomicBool; 4],
-    /// Whether the cache has page 1.
-    cached: AtomicBool,
+    /// What the translation cache has of them.
+    cached: [AtomicBool; 4],
+    /// The last I/O address.
+    last: u64,
 }
 
 // SAFETY: no device is there to reach anything; the cache stands for what one would.
@@ -83,15 +85,18 @@ unsafe impl DomainOps for Table {
     }
     fn flush_iotlb_all(&self) -> Result<(), SyncError> {
         // Emptied, and asked for again.
-        let present = self.present[1].load(Ordering::Relaxed);
-        self.cached.store(present && self.cached.load(Ordering::Relaxed), Ordering::Relaxed);
+        for (cached, present) in self.cached.iter().zip(&self.present) {
+            if cached.load(Ordering::Relaxed) && !present.load(Ordering::Relaxed) {
+                cached.store(false, Ordering::Relaxed);
+            }
+        }
         Ok(())
     }
     fn page_sizes(&self) -> PageSizes {
         PageSizes::from_bits(4096)
     }
     fn aperture(&self) -> (DmaAddr, DmaAddr) {
-        (DmaAddr::new(0), DmaAddr::new(u64::MAX))
+        (DmaAddr::new(0), DmaAddr::new(self.last))
     }
 }
 
@@ -131,31 +136,32 @@ pub struct Machine {
 }
 
 impl Machine {
-    pub fn iommu(&self) -> &Iommu {
-        &self.iommu
-    }
-
     /// How many pages are mapped.
     pub fn mapped(&self) -> usize {
         self.table.present.iter().filter(|page| page.load(Ordering::Relaxed)).count()
     }
 
-    /// The device uses page 1.
-    pub fn remember(&self) {
-        self.table.cached.store(true, Ordering::Relaxed);
+    /// The device uses the page at `at`.
+    pub fn remember(&self, at: u64) {
+        self.table.cached[(at >> 12) as usize].store(true, Ordering::Relaxed);
     }
 
-    pub fn remembers(&self) -> bool {
-        self.table.cached.load(Ordering::Relaxed)
+    pub fn remembers(&self, at: u64) -> bool {
+        self.table.cached[(at >> 12) as usize].load(Ordering::Relaxed)
+    }
+
+    pub fn tick(&self) {
+        self.iommu.tick(Instant::from_nanos(0));
     }
 }
 
-/// A machine and its only device, which reaches I/O addresses up to `mask`.
-pub fn boot(mask: u64, lazy: bool) -> (Machine, Arc<Device>) {
+/// A machine with I/O addresses up to `last`, and its only device.
+pub fn boot(last: u64, lazy: bool) -> (Machine, Arc<Device>) {
     platform::cpu::set(0);
     let table = Arc::new(Table {
         present: std::array::from_fn(|_| AtomicBool::new(false)),
-        cached: AtomicBool::new(false),
+        cached: std::array::from_fn(|_| AtomicBool::new(false)),
+        last,
     });
     let settings = Settings { lazy, ..Settings::default() };
     let iommu = Arc::new(Iommu::new(Arc::new(Host::default()), settings, None));
@@ -172,7 +178,6 @@ pub fn boot(mask: u64, lazy: bool) -> (Machine, Arc<Device>) {
     iommu.probe(&topology, |_| false).unwrap();
     // SAFETY: there is no device that could touch anything.
     let device = unsafe { iommu.group_of(NIC).unwrap().bind_trusted(NIC) }.unwrap();
-    device.set_mask(mask).unwrap();
     (Machine { iommu, table }, Arc::new(device))
 }
 
