@@ -6,10 +6,11 @@ use alloc::string::String;
 use alloc::vec;
 use alloc::vec::Vec;
 use core::fmt;
+use core::ops::Deref;
 
 use dma_api::{
-    Bidirectional, BufferFor, CoherentSlice, DmaBuffer, DmaError, FromDevice, MapDirection, Streaming,
-    ToDevice,
+    Bidirectional, BufferFor, CoherentSlice, DmaBuffer, DmaError, FromDevice, MapDirection, ScatterList,
+    Streaming, ToDevice,
 };
 use platform::DmaAddr;
 
@@ -46,6 +47,7 @@ pub const CHECKS: &[Check] = &[
     Check { name: "from_device_round_trip", run: from_device_round_trip },
     Check { name: "bidirectional_round_trip", run: bidirectional_round_trip },
     Check { name: "heap_buffers_round_trip", run: heap_buffers_round_trip },
+    Check { name: "scatter_list_round_trip", run: scatter_list_round_trip },
     Check { name: "sync_shows_both_sides", run: sync_shows_both_sides },
     Check { name: "coherent_is_seen_by_both", run: coherent_is_seen_by_both },
     Check { name: "unmapped_is_refused", run: unmapped_is_refused },
@@ -82,8 +84,8 @@ fn map<'d, B: BufferFor<D>, D: MapDirection>(
 }
 
 /// Reads as the device; a refusal is a failure.
-fn read(bench: &dyn Bench, address: DmaAddr) -> Result<Vec<u8>, Failure> {
-    let mut data = vec![0; LEN];
+fn read(bench: &dyn Bench, address: DmaAddr, len: usize) -> Result<Vec<u8>, Failure> {
+    let mut data = vec![0; len];
     bench
         .device_read(address, &mut data)
         .map_err(|_| Failure("the device may not read what it was given".into()))?;
@@ -98,7 +100,7 @@ fn write(bench: &dyn Bench, address: DmaAddr, data: &[u8]) -> Result<(), Failure
 
 fn to_device_round_trip(bench: &dyn Bench) -> Result<(), Failure> {
     let mapped = map::<_, ToDevice>(bench, filled(bench, 1)?)?;
-    ensure(read(bench, mapped.dma_address())? == pattern(1), "the device reads something else")?;
+    ensure(read(bench, mapped.dma_address(), LEN)? == pattern(1), "the device reads something else")?;
     ensure(mapped.unmap()?[..] == pattern(1)[..], "the buffer came back changed")
 }
 
@@ -113,7 +115,7 @@ fn from_device_round_trip(bench: &dyn Bench) -> Result<(), Failure> {
 
 fn bidirectional_round_trip(bench: &dyn Bench) -> Result<(), Failure> {
     let mapped = map::<_, Bidirectional>(bench, filled(bench, 4)?)?;
-    ensure(read(bench, mapped.dma_address())? == pattern(4), "the device reads something else")?;
+    ensure(read(bench, mapped.dma_address(), LEN)? == pattern(4), "the device reads something else")?;
     write(bench, mapped.dma_address(), &pattern(5))?;
     ensure(mapped.unmap()?[..] == pattern(5)[..], "what the device wrote is not there")
 }
@@ -121,14 +123,62 @@ fn bidirectional_round_trip(bench: &dyn Bench) -> Result<(), Failure> {
 fn heap_buffers_round_trip(bench: &dyn Bench) -> Result<(), Failure> {
     // An odd place and an odd length.
     let mapped = map::<_, Bidirectional>(bench, pattern(6))?;
-    ensure(read(bench, mapped.dma_address())? == pattern(6), "the device reads something else of a Vec")?;
+    ensure(
+        read(bench, mapped.dma_address(), LEN)? == pattern(6),
+        "the device reads something else of a Vec",
+    )?;
     write(bench, mapped.dma_address(), &pattern(7)[..777])?;
     let vec: Vec<u8> = mapped.unmap()?;
     ensure(vec[..777] == pattern(7)[..777] && vec[777..] == pattern(6)[777..], "a Vec came back wrong")?;
     let mapped = map::<_, ToDevice>(bench, pattern(8).into_boxed_slice())?;
-    ensure(read(bench, mapped.dma_address())? == pattern(8), "the device reads something else of a Box")?;
+    ensure(
+        read(bench, mapped.dma_address(), LEN)? == pattern(8),
+        "the device reads something else of a Box",
+    )?;
     let boxed: Box<[u8]> = mapped.unmap()?;
     ensure(boxed[..] == pattern(8)[..], "a Box came back wrong")
+}
+
+fn scatter_list_round_trip(bench: &dyn Bench) -> Result<(), Failure> {
+    // Whole pages, less than one, and an end within one.
+    let mut pages = Vec::new();
+    for (seed, len) in [(22, LEN), (23, 100), (24, 4096), (25, LEN - 8)] {
+        let mut buffer = DmaBuffer::zeroed(bench.device(), len)?;
+        buffer.copy_from_slice(&pattern(seed)[..len]);
+        pages.push(buffer);
+    }
+    list_round_trip(bench, pages, "pages")?;
+    let heap = [(26, 777), (27, LEN), (28, 1), (29, 4096)];
+    let heap: Vec<Vec<u8>> = heap.iter().map(|&(seed, len)| pattern(seed)[..len].to_vec()).collect();
+    list_round_trip(bench, heap, "heap")
+}
+
+fn list_round_trip<B>(bench: &dyn Bench, buffers: Vec<B>, what: &str) -> Result<(), Failure>
+where
+    B: BufferFor<Bidirectional> + Deref<Target = [u8]>,
+{
+    let before: Vec<u8> = buffers.iter().flat_map(|buffer| buffer.iter().copied()).collect();
+    let after: Vec<u8> = before.iter().map(|byte| byte.wrapping_mul(5) ^ 0x5a).collect();
+    let list = ScatterList::map(bench.device(), buffers).map_err(|failed| Failure::from(failed.error))?;
+    let longest = bench.device().parms().max_segment_size();
+    let mut at = 0;
+    for segment in list.segments() {
+        ensure(segment.len as u64 <= longest, &format!("{what}: a segment is too long for the device"))?;
+        let Some(expected) = before.get(at..at + segment.len) else {
+            return Err(Failure(format!("{what}: the segments are longer than the buffers")));
+        };
+        let seen = read(bench, segment.address, segment.len)?;
+        ensure(seen == expected, &format!("{what}: the device reads something else"))?;
+        write(bench, segment.address, &after[at..at + segment.len])?;
+        at += segment.len;
+    }
+    ensure(at == before.len(), &format!("{what}: the segments are shorter than the buffers"))?;
+    let back = list.unmap()?;
+    let seen: Vec<u8> = back.iter().flat_map(|buffer| buffer.iter().copied()).collect();
+    ensure(
+        seen == after,
+        &format!("{what}: what the device wrote is not in the buffers that it was written to"),
+    )
 }
 
 fn sync_shows_both_sides(bench: &dyn Bench) -> Result<(), Failure> {
@@ -140,7 +190,7 @@ fn sync_shows_both_sides(bench: &dyn Bench) -> Result<(), Failure> {
     ensure(seen == pattern(10), "after sync_for_cpu the CPU does not see what the device wrote")?;
     owned.copy_from_slice(100, &[0xaa; 100]);
     let mapped = owned.sync_for_device();
-    let seen = read(bench, mapped.dma_address())?;
+    let seen = read(bench, mapped.dma_address(), LEN)?;
     ensure(
         seen[100..200] == [0xaa; 100],
         "after sync_for_device the device does not see what the CPU wrote",
@@ -180,14 +230,19 @@ fn just_unmapped_is_refused(bench: &dyn Bench) -> Result<(), Failure> {
     let address = mapped.dma_address();
     // The device has used it, so that hardware remembers where it was.
     write(bench, address, &pattern(13))?;
-    let buffer = mapped.unmap()?;
+    let mut buffer = mapped.unmap()?;
     let _ = bench.device_write(address, &pattern(14));
-    ensure(buffer[..] == pattern(13)[..], "the device wrote to memory that it had given back")
+    ensure(buffer[..] == pattern(13)[..], "the device wrote to memory that it had given back")?;
+    // What the CPU writes now is not the device's to see; what it saw before, it may have kept.
+    buffer.copy_from_slice(&pattern(30));
+    let mut seen = vec![0; LEN];
+    let _ = bench.device_read(address, &mut seen);
+    ensure(seen != pattern(30), "the device read memory that it had given back")
 }
 
 fn to_device_refuses_writes(bench: &dyn Bench) -> Result<(), Failure> {
     let mapped = map::<_, ToDevice>(bench, filled(bench, 15)?)?;
-    ensure(read(bench, mapped.dma_address())? == pattern(15), "the device reads something else")?;
+    ensure(read(bench, mapped.dma_address(), LEN)? == pattern(15), "the device reads something else")?;
     let _ = bench.device_write(mapped.dma_address(), &pattern(16));
     ensure(mapped.unmap()?[..] == pattern(15)[..], "the device wrote to memory that it may only read")
 }
@@ -221,7 +276,7 @@ fn mask_is_kept(bench: &dyn Bench) -> Result<(), Failure> {
     let mapped = map::<_, ToDevice>(bench, filled(bench, 18)?)?;
     let last = mapped.dma_address().wrapping_add(LEN as u64 - 1);
     ensure(last.get() <= NARROW, "a mapping is beyond the mask")?;
-    ensure(read(bench, mapped.dma_address())? == pattern(18), "the device reads something else")?;
+    ensure(read(bench, mapped.dma_address(), LEN)? == pattern(18), "the device reads something else")?;
     mapped.unmap()?;
     Ok(())
 }
@@ -251,7 +306,7 @@ fn exhaustion_recovers(bench: &dyn Bench) -> Result<(), Failure> {
     }
     let again = map::<_, ToDevice>(bench, filled(bench, 20)?)?;
     ensure(
-        read(bench, again.dma_address())? == pattern(20),
+        read(bench, again.dma_address(), LEN)? == pattern(20),
         "after running out the device reads something else",
     )?;
     again.unmap()?;

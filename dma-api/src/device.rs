@@ -8,6 +8,7 @@ use platform::{DmaAddr, PhysAddr, Platform, Window, trace};
 
 use crate::{
     Attrs, CoherentMemory, DeviceFault, DeviceParms, Direction, DmaError, DmaMapOps, FaultQueue, Quarantined,
+    SgEntry,
 };
 
 /// A device that can do DMA. It is made when a driver is bound (`iommu_core::Group::bind`, or a backend's `trust`) and
@@ -231,6 +232,42 @@ impl Device {
         trace::event("dma_unmap_single", address.get(), len as u64);
         // SAFETY: the caller's promise.
         unsafe { self.ops.unmap_phys(&self.parms, address, len, dir, attrs) }
+    }
+
+    /// Maps a scatter list of RAM (Linux: `dma_map_sg`). [`crate::ScatterList`] is the safe way.
+    ///
+    /// # Errors
+    /// As [`DmaMapOps::map_sg`].
+    ///
+    /// # Safety
+    /// As [`DmaMapOps::map_sg`].
+    #[doc(alias = "dma_map_sg")]
+    pub unsafe fn map_sg(
+        &self,
+        list: &mut [SgEntry],
+        dir: Direction,
+        attrs: Attrs,
+    ) -> Result<usize, DmaError> {
+        trace::event("dma_map_sg", 0, list.len() as u64);
+        if list.iter().any(|entry| entry.len == 0) || list.is_empty() {
+            return Err(DmaError::InvalidLength(0));
+        }
+        // SAFETY: the caller's promise.
+        unsafe { self.ops.map_sg(&self.parms, list, dir, attrs) }
+    }
+
+    /// Ends a mapping of [`Device::map_sg`] (Linux: `dma_unmap_sg`).
+    ///
+    /// # Errors
+    /// As [`DmaMapOps::unmap_sg`].
+    ///
+    /// # Safety
+    /// As [`DmaMapOps::unmap_sg`].
+    #[doc(alias = "dma_unmap_sg")]
+    pub unsafe fn unmap_sg(&self, list: &[SgEntry], dir: Direction, attrs: Attrs) -> Result<(), Quarantined> {
+        trace::event("dma_unmap_sg", 0, list.len() as u64);
+        // SAFETY: the caller's promise.
+        unsafe { self.ops.unmap_sg(&self.parms, list, dir, attrs) }
     }
 
     /// Allocates zeroed memory for CPU and device together (Linux: `dma_alloc_coherent`). [`crate::Coherent`] is the safe

@@ -70,6 +70,10 @@ pub enum DmaError {
     /// The IOMMU did not answer in time.
     #[error("the IOMMU did not finish an invalidation")]
     IommuTimedOut,
+    /// A list could not be mapped, and a part that had been mapped already could not be unmapped again: the device may
+    /// still reach the memory, which must not be reused.
+    #[error("a failed map could not be undone: {0}")]
+    NotUndone(Quarantined),
     /// The device has been removed.
     #[error("the device is gone")]
     Gone,

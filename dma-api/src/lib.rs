@@ -14,6 +14,7 @@ mod ops;
 mod parms;
 mod pool;
 mod scatter;
+mod sg_map;
 mod stable;
 mod streaming;
 mod volatile;
@@ -29,6 +30,7 @@ pub use ops::{CoherentMemory, DmaMapOps};
 pub use parms::DeviceParms;
 pub use pool::{DmaPool, PoolItem};
 pub use scatter::SgEntry;
+pub use sg_map::{ScatterList, Segment};
 pub use stable::{
     Bidirectional, BufferFor, ExclusiveBuffer, FromDevice, MapDirection, RawVec, StableBuffer, ToDevice,
 };

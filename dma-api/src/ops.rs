@@ -109,7 +109,8 @@ pub unsafe trait DmaMapOps: Send + Sync + fmt::Debug {
     /// `map_sg`). By default each element is mapped for itself.
     ///
     /// # Errors
-    /// [`DmaError`] with the reason; nothing stays mapped.
+    /// [`DmaError`] with the reason; nothing stays mapped, but with [`DmaError::NotUndone`] the device may still reach
+    /// any of the memory.
     ///
     /// # Safety
     /// As [`DmaMapOps::map_phys`], for each element.
@@ -129,10 +130,10 @@ pub unsafe trait DmaMapOps: Send + Sync + fmt::Debug {
                     list[index].dma_len = len;
                 }
                 Err(error) => {
-                    // What cannot be undone is quarantined and counted below; the first error is the one to tell.
                     // SAFETY: these were mapped just now, by the same ops with the same direction.
-                    let _ = unsafe { self.unmap_sg(dev, &list[..index], dir, attrs | Attrs::SKIP_CPU_SYNC) };
-                    return Err(error);
+                    let undone =
+                        unsafe { self.unmap_sg(dev, &list[..index], dir, attrs | Attrs::SKIP_CPU_SYNC) };
+                    return Err(undone.err().map_or(error, DmaError::NotUndone));
                 }
             }
         }

@@ -75,9 +75,12 @@ pub unsafe trait StableBuffer: Sized {
 /// While the buffer is given up there is no reference to its elements.
 pub unsafe trait ExclusiveBuffer: StableBuffer {}
 
-/// A buffer that may be mapped in direction `D`: a device gets only what has no padding and no uninitialised bytes, and
-/// writes only where any bytes are a value.
-pub trait BufferFor<D: MapDirection>: StableBuffer {}
+/// A buffer that may be mapped in direction `D`.
+///
+/// # Safety
+/// The elements have no padding and no uninitialised bytes, since they are read as bytes in every direction (a bounce copies
+/// them first). In a direction in which the device writes, any bytes are a value of them, and nobody else sees them.
+pub unsafe trait BufferFor<D: MapDirection>: StableBuffer {}
 
 // SAFETY: a box owns its slice; `Box::into_raw` keeps it alive at its place.
 unsafe impl<T> StableBuffer for Box<[T]> {
@@ -178,13 +181,17 @@ unsafe impl<T> ExclusiveBuffer for DmaBuffer<T> {}
 
 macro_rules! buffer_for {
     ($buffer:ty) => {
-        impl<T: IntoBytes + Immutable> BufferFor<ToDevice> for $buffer {}
-        impl<T: FromBytes + IntoBytes> BufferFor<FromDevice> for $buffer {}
-        impl<T: FromBytes + IntoBytes> BufferFor<Bidirectional> for $buffer {}
+        // SAFETY: `IntoBytes` has no padding.
+        unsafe impl<T: IntoBytes + Immutable> BufferFor<ToDevice> for $buffer {}
+        // SAFETY: as above, and `FromBytes` takes any bytes; the buffer is exclusive.
+        unsafe impl<T: FromBytes + IntoBytes> BufferFor<FromDevice> for $buffer {}
+        // SAFETY: as above.
+        unsafe impl<T: FromBytes + IntoBytes> BufferFor<Bidirectional> for $buffer {}
     };
 }
 
 buffer_for!(Box<[T]>);
 buffer_for!(Vec<T>);
 buffer_for!(DmaBuffer<T>);
-impl<T: IntoBytes + Immutable> BufferFor<ToDevice> for Arc<[T]> {}
+// SAFETY: `IntoBytes` has no padding; the device only reads.
+unsafe impl<T: IntoBytes + Immutable> BufferFor<ToDevice> for Arc<[T]> {}

@@ -503,19 +503,16 @@ impl IommuDma {
                     list[index].dma_len = len;
                 }
                 Err(error) => {
+                    let attrs = attrs | Attrs::SKIP_CPU_SYNC;
+                    let mut undone = Ok(());
                     for entry in &list[..index] {
-                        // SAFETY: mapped just now. What fails is quarantined and counted; the first error is told.
-                        let _ = unsafe {
-                            self.unmap_phys(
-                                parms,
-                                entry.dma_address,
-                                entry.dma_len,
-                                dir,
-                                attrs | Attrs::SKIP_CPU_SYNC,
-                            )
-                        };
+                        // SAFETY: mapped just now, each for itself.
+                        let unmapped =
+                            unsafe { self.unmap_phys(parms, entry.dma_address, entry.dma_len, dir, attrs) };
+                        undone = undone.and(unmapped);
                     }
-                    return Err(error);
+                    // The caller must not take his memory back while the device may reach it.
+                    return Err(undone.err().map_or(error, DmaError::NotUndone));
                 }
             }
         }
