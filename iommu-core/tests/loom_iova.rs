@@ -11,26 +11,25 @@ use platform::cpu;
 #[test]
 fn no_range_is_handed_out_twice() {
     loom::model(|| {
-        // Three pages of addresses: whoever finds none has drained the magazines of both CPUs.
+        // Three pages of addresses, and magazines of one: a CPU has two of the pages then, and the depot the third.
         let (machine, device) = boot(0x3fff, false);
-        // Magazines of one range: with these two both CPUs' ways to the depot are short.
-        let held = [map(&device).unwrap(), map(&device).unwrap()];
+        let held = [(); 3].map(|()| map(&device).unwrap());
         held.into_iter().for_each(|at| unmap(&device, at));
         let other = {
             let device = device.clone();
             thread::spawn(move || {
                 cpu::set(1);
-                let first = map(&device);
-                if let Some(at) = first {
+                if let Some(at) = map(&device) {
                     unmap(&device, at);
                 }
                 map(&device)
             })
         };
-        let (one, two) = (map(&device), map(&device));
-        let three = other.join().unwrap();
+        // Whoever finds nothing empties the magazines of both CPUs.
+        let mine = [(); 3].map(|()| map(&device));
+        let theirs = other.join().unwrap();
         // The machine's table refuses a page that is mapped already, which `map` does not forgive.
-        let all: Vec<_> = [one, two, three].into_iter().flatten().collect();
+        let all: Vec<_> = mine.into_iter().chain([theirs]).flatten().collect();
         assert_eq!(machine.mapped(), all.len());
         assert!(all.iter().enumerate().all(|(index, at)| !all[..index].contains(at)));
         // Nothing is lost either.
