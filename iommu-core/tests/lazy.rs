@@ -56,6 +56,22 @@ fn addresses_come_back_with_a_tick_and_not_before() {
 }
 
 #[test]
+fn addresses_come_back_only_with_their_own_flush() {
+    let bench = Setup::default().lazy().aperture(0, 0x2fff).bench();
+    let device = bench.bind_trusted(NIC);
+    let first = map_page(&device).unwrap();
+    unmap_page(&device, first).unwrap();
+    bench.tick();
+    // One flush is behind us. What is queued now waits for another one, though pushes free what may be freed.
+    let held = [map_page(&device).unwrap(), map_page(&device).unwrap()];
+    for at in held {
+        bench.toy.reach(NIC, at, false).unwrap();
+        unmap_page(&device, at).unwrap();
+    }
+    map_page(&device).unwrap_err();
+}
+
+#[test]
 fn a_tick_flushes_once_for_all_and_not_when_nothing_waits() {
     let (bench, device) = lazy();
     bench.tick();
