@@ -173,7 +173,7 @@ impl<F: Format> PageTable<F> {
             let mut index = Self::index(iova + done, level);
             while index < 1 << F::INDEX_BITS && done < len {
                 let run = index..index + replicas;
-                let (at, from) = (iova + done, phys.wrapping_add(done));
+                let from = phys.wrapping_add(done);
                 if run.clone().all(|index| self.entry(table, index).load(Ordering::Relaxed) == 0) {
                     let leaf = F::leaf(from, shift, level, prot);
                     for index in run {
@@ -182,14 +182,7 @@ impl<F: Format> PageTable<F> {
                     }
                     done += 1 << shift;
                 } else {
-                    let has_table = run.clone().any(|index| {
-                        let entry = self.entry(table, index).load(Ordering::Acquire);
-                        matches!(F::decode(entry, level), Decoded::Table(_))
-                    });
-                    if !has_table {
-                        return (done, Err(MapError::InUse(DmaAddr::new(at))));
-                    }
-                    let (part, result) = self.map_around(root, at, from, shift, prot);
+                    let (part, result) = self.map_around(root, table, iova + done, from, shift, prot);
                     done += part;
                     if result.is_err() {
                         return (done, result);
@@ -201,35 +194,46 @@ impl<F: Format> PageTable<F> {
         (done, Ok(()))
     }
 
-    /// Maps a page of 2^`shift` bytes as smaller ones, since tables that were emptied are in its place. Nobody else uses
-    /// them, but the IOMMU may remember them: to take them out would need an invalidation.
+    /// Maps a page of 2^`shift` bytes, whose entries in `table` are not all empty, as smaller ones: where an unmap has emptied
+    /// tables and left them. Nobody else uses those now, but the IOMMU may remember them: to take them out would need an
+    /// invalidation.
     #[cold]
     #[inline(never)]
     fn map_around(
         &self,
         root: Root,
+        table: PhysAddr,
         iova: u64,
         phys: PhysAddr,
         shift: u32,
         prot: Prot,
     ) -> (u64, Result<(), MapError>) {
+        let level = F::leaf_level(shift);
+        let index = Self::index(iova, level);
+        let replicas = 1usize << (shift - F::level_shift(level));
+        let has_table = (index..index + replicas).any(|index| {
+            let entry = self.entry(table, index).load(Ordering::Relaxed);
+            matches!(F::decode(entry, level), Decoded::Table(_))
+        });
         let smaller = F::PAGE_SIZES.bits() & ((1 << shift) - 1);
         match smaller.checked_ilog2() {
-            Some(smaller) => self.map_run(root, iova, phys, smaller, 1 << shift, prot),
-            None => (0, Err(MapError::InUse(DmaAddr::new(iova)))),
+            Some(smaller) if has_table => self.map_run(root, iova, phys, smaller, 1 << shift, prot),
+            _ => (0, Err(MapError::InUse(DmaAddr::new(iova)))),
         }
     }
 
-    /// The lowest table whose entries tell all pages of a range: that nothing above it is covered, and so need not be looked
-    /// at again, makes a small unmap one walk.
+    /// A table as low as can be whose entries stand for a whole range: no table above it is covered by the range. So a small
+    /// unmap is one walk.
     #[inline]
     fn lowest_around(&self, root: Root, first: u64, last: u64) -> (PhysAddr, u32) {
+        // Both ends have the same index at all levels above the highest bit in which they differ. A range that is all of an
+        // entry differs in all bits below that entry's.
+        let lowest = match (first ^ last).checked_add(1) {
+            Some(differing) => F::leaf_level(differing.ilog2().max(F::GRANULE_SHIFT)),
+            None => root.level,
+        };
         let (mut table, mut level) = (root.phys, root.level);
-        while level > 1 && (first ^ last) >> F::level_shift(level) == 0 {
-            let span_mask = (1u64 << F::level_shift(level)) - 1;
-            if last - first == span_mask {
-                break;
-            }
+        while level > lowest {
             match F::decode(self.entry(table, Self::index(first, level)).load(Ordering::Acquire), level) {
                 Decoded::Table(below) => (table, level) = (below, level - 1),
                 _ => break,
