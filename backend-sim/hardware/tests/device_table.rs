@@ -2,6 +2,8 @@
 
 mod common;
 
+use std::sync::atomic::{AtomicBool, Ordering};
+
 use common::*;
 use platform::pci::RequesterId;
 use sim_hardware::bus::BusError;
@@ -216,4 +218,33 @@ fn an_entry_that_is_no_memory_is_a_hardware_error() {
     let events =
         [(0x3200_0000_0000_0018, place), (0x3220_0000_0000_0018, place), (0x3208_0000_0000_0018, place)];
     assert_eq!(bench.events(), events);
+}
+
+#[test]
+fn an_entry_may_change_under_running_devices() {
+    // Three levels that map the page to itself, and no levels: what the device reads is the same, whichever it meets.
+    let bench = Bench::default();
+    let root = bench.table();
+    bench.map(root, 3, DATA, 1, DATA | READ_WRITE);
+    bench.poke(DATA, 0x11);
+    let entries = [dte(1, 3, root), dte(1, 0, 0)];
+    bench.set_dte(A, entries[0]);
+    let (device, stop) = (&*bench.a, AtomicBool::new(false));
+    std::thread::scope(|scope| {
+        let readers = [(); 2].map(|()| {
+            scope.spawn(|| {
+                while !stop.load(Ordering::Relaxed) {
+                    assert_eq!(device.read(DATA), Ok(0x11));
+                }
+            })
+        });
+        for round in 0..2000 {
+            bench.set_dte(A, entries[round % 2]);
+            bench.invalidate_device(A);
+            bench.invalidate_pages(1, DATA);
+        }
+        stop.store(true, Ordering::Relaxed);
+        assert!(readers.into_iter().all(|reader| reader.join().is_ok()));
+    });
+    assert_eq!(bench.events(), []);
 }
