@@ -233,6 +233,9 @@ fn a_file_that_does_not_fill_its_last_block() {
     host.fill(DATA, &[0xee; 1024]);
     assert_eq!(host.run(&mut io, command(READ, 0, 2, DATA, 0)).status, 0);
     assert_eq!(host.bytes(DATA, 1024), [pattern(1000), vec![0; 24]].concat(), "zeros follow");
+    // Nothing of an earlier command's data either.
+    assert_eq!(host.run(&mut io, command(READ, 1, 1, DATA, 0)).status, 0);
+    assert_eq!(host.bytes(DATA, 512), [&pattern(1000)[512..], &[0; 24]].concat());
     assert_eq!(host.run(&mut io, command(READ, 1, 2, DATA, 0)).status, LBA_OUT_OF_RANGE);
     // A write to it does not make the file longer.
     host.fill(DATA, &[0x77; 512]);
