@@ -151,8 +151,44 @@ impl<F: Format> PageTable<F> {
         Ok(len)
     }
 
-    /// Maps `len` bytes in pages of 2^`shift` bytes.
+    /// Writes the entries of a page of 2^`shift` bytes, if they are empty. Returns whether they were.
     #[inline]
+    fn set_leaf(&self, table: PhysAddr, index: usize, phys: PhysAddr, shift: u32, prot: Prot) -> bool {
+        let level = F::leaf_level(shift);
+        let replicas = index..index + (1usize << (shift - F::level_shift(level)));
+        let empty = replicas.clone().all(|index| self.entry(table, index).load(Ordering::Relaxed) == 0);
+        if empty {
+            let leaf = F::leaf(phys, shift, level, prot);
+            for index in replicas {
+                // Release: the memory's contents, zeros included, are there before a device can reach them.
+                self.entry(table, index).store(leaf, Ordering::Release);
+            }
+        }
+        empty
+    }
+
+    /// Maps one page of 2^`shift` bytes.
+    #[inline]
+    fn map_page(
+        &self,
+        root: Root,
+        iova: u64,
+        phys: PhysAddr,
+        shift: u32,
+        prot: Prot,
+    ) -> (u64, Result<(), MapError>) {
+        let level = F::leaf_level(shift);
+        match self.table_for(root, iova, level) {
+            Ok(table) if self.set_leaf(table, Self::index(iova, level), phys, shift, prot) => {
+                (1 << shift, Ok(()))
+            }
+            Ok(table) => self.map_around(root, table, iova, phys, shift, prot),
+            Err(error) => (0, Err(error)),
+        }
+    }
+
+    /// Maps `len` bytes in pages of 2^`shift` bytes.
+    #[inline(never)]
     fn map_run(
         &self,
         root: Root,
@@ -172,14 +208,8 @@ impl<F: Format> PageTable<F> {
             };
             let mut index = Self::index(iova + done, level);
             while index < 1 << F::INDEX_BITS && done < len {
-                let run = index..index + replicas;
                 let from = phys.wrapping_add(done);
-                if run.clone().all(|index| self.entry(table, index).load(Ordering::Relaxed) == 0) {
-                    let leaf = F::leaf(from, shift, level, prot);
-                    for index in run {
-                        // Release: the memory's contents, zeros included, are there before a device can reach them.
-                        self.entry(table, index).store(leaf, Ordering::Release);
-                    }
+                if self.set_leaf(table, index, from, shift, prot) {
                     done += 1 << shift;
                 } else {
                     let (part, result) = self.map_around(root, table, iova + done, from, shift, prot);
@@ -317,6 +347,7 @@ unsafe impl<F: Format> IoPageTable for PageTable<F> {
         trace::event("io_pgtable_ops.map_pages", iova.get(), page_size.saturating_mul(count as u64));
         let root = self.root();
         match Self::check(root, iova, phys, page_size, count, prot) {
+            Ok(_) if count == 1 => self.map_page(root, iova.get(), phys, page_size.trailing_zeros(), prot),
             Ok(len) => self.map_run(root, iova.get(), phys, page_size.trailing_zeros(), len, prot),
             Err(error) => (0, Err(error)),
         }
