@@ -33,9 +33,14 @@ pub struct Root {
 /// pages that an unmap gives to the gather are not reached from it any more.
 #[doc(alias = "io_pgtable_ops")]
 pub unsafe trait IoPageTable: Send + Sync + fmt::Debug {
-    /// Maps `count` pages of `page_size` bytes (Linux: `map_pages`), in smaller pages where an empty table is left of earlier
-    /// mappings. Returns the bytes that were mapped beside the error, which are the caller's to undo. What is mapped already
-    /// is never overwritten.
+    /// Maps `count` pages of `page_size` bytes (Linux: `map_pages`). Returns the bytes that were mapped beside the error,
+    /// which are the caller's to undo. What is mapped already is never overwritten. Where unmaps have emptied tables and left
+    /// them, a large page is written as smaller ones.
+    ///
+    /// # Errors
+    /// [`MapError::NoAccess`] without read and write; [`MapError::NoPageSize`] for a size that the format lacks or an address
+    /// that is not aligned to it; [`MapError::OutOfRange`] beyond the table's or memory's last address, and for no pages at
+    /// all; [`MapError::InUse`] and [`MapError::OutOfMemory`] also half-way.
     ///
     /// # Safety
     /// The memory stays valid until it is unmapped, and nobody else touches this range of I/O addresses meanwhile.
