@@ -1,0 +1,177 @@
+//! `DmaMapOps`: a pointer to ops is as good as the ops, and what the members do that a backend does not write.
+
+mod common;
+
+use std::ptr::NonNull;
+use std::sync::Arc;
+
+use common::{
+    BASE, Bench, Call, MAX_MAPPING, MERGE_BOUNDARY, OPT_MAPPING, PAGE, REQUIRED_MASK, Required, UNSUPPORTED,
+    pattern,
+};
+use dma_api::{Attrs, DeviceParms, Direction, DmaError, DmaMapOps, Quarantined, SgEntry};
+use platform::PhysAddr;
+
+/// Calls every member through `ops`, with the values that only the mock answers.
+fn call_every_member(ops: impl DmaMapOps, bench: &Bench) -> Vec<Call> {
+    let parms = DeviceParms::new(true, false);
+    let mut buffer = bench.buffer(&pattern(1, 2 * PAGE));
+    let phys = buffer.phys();
+    let cpu = NonNull::from(&mut buffer[0]);
+    let (dir, attrs) = (Direction::FromDevice, Attrs::NO_WARN);
+    bench.mock.take_calls();
+    let memory = ops.alloc(&parms, 100, attrs).unwrap();
+    // SAFETY: the memory stays valid and nobody uses it until everything is unmapped, once, as it was mapped.
+    unsafe {
+        ops.free(&parms, memory, attrs).unwrap();
+        let address = ops.map_phys(&parms, phys, 200, dir, attrs).unwrap();
+        ops.sync_for_cpu(&parms, address, 20, dir);
+        ops.sync_for_device(&parms, address, 30, dir);
+        ops.unmap_phys(&parms, address, 200, dir, attrs).unwrap();
+        let address = ops.map_foreign(&parms, cpu, 300, dir, attrs).unwrap();
+        ops.unmap_phys(&parms, address, 300, dir, attrs).unwrap();
+        let mut list = [SgEntry::new(phys, 16), SgEntry::new(phys.wrapping_add(16), 16)];
+        assert_eq!(ops.map_sg(&parms, &mut list, dir, attrs).unwrap(), 1, "the mock joins neighbours");
+        ops.unmap_sg(&parms, &list, dir, attrs).unwrap();
+    }
+    assert!(!ops.dma_supported(UNSUPPORTED));
+    assert_eq!(ops.required_mask(), REQUIRED_MASK);
+    assert_eq!(ops.max_mapping_size(&parms), MAX_MAPPING);
+    assert_eq!(ops.opt_mapping_size(), OPT_MAPPING);
+    assert_eq!(ops.merge_boundary(), MERGE_BOUNDARY);
+    let calls = bench.mock.take_calls();
+    let dir_seen = |call: &Call| match *call {
+        Call::MapPhys { dir, .. } | Call::MapForeign { dir, .. } | Call::UnmapPhys { dir, .. } => Some(dir),
+        Call::MapSg { dir, .. } | Call::UnmapSg { dir, .. } => Some(dir),
+        Call::SyncForCpu { dir, .. } | Call::SyncForDevice { dir, .. } => Some(dir),
+        _ => None,
+    };
+    assert!(calls.iter().filter_map(dir_seen).all(|seen| seen == dir));
+    calls
+}
+
+/// The names of calls, for comparing runs whose addresses differ.
+fn names(calls: &[Call]) -> Vec<String> {
+    calls.iter().map(|call| format!("{call:?}").split(' ').next().unwrap().to_owned()).collect()
+}
+
+const EVERY_MEMBER: [&str; 15] = [
+    "Alloc", "Free", "MapPhys", "SyncForCpu", "SyncForDevice", "UnmapPhys", "MapForeign", "UnmapPhys", "MapSg",
+    "UnmapSg", "DmaSupported", "RequiredMask", "MaxMappingSize", "OptMappingSize", "MergeBoundary",
+];
+
+#[test]
+fn every_member_arrives_through_a_reference() {
+    let bench = Bench::new();
+    let ops: &dyn DmaMapOps = &*bench.mock;
+    assert_eq!(names(&call_every_member(ops, &bench)), EVERY_MEMBER);
+}
+
+#[test]
+fn every_member_arrives_through_an_arc() {
+    let bench = Bench::new();
+    let ops: Arc<dyn DmaMapOps> = bench.mock.clone();
+    assert_eq!(names(&call_every_member(ops, &bench)), EVERY_MEMBER);
+}
+
+#[test]
+fn arguments_arrive_as_they_were_given() {
+    let bench = Bench::new();
+    let calls = call_every_member(&bench.mock, &bench);
+    assert_eq!(calls[0], Call::Alloc { size: 100 });
+    assert!(matches!(calls[2], Call::MapPhys { phys, len: 200, .. } if phys >= BASE));
+    assert!(matches!(calls[3], Call::SyncForCpu { len: 20, .. }));
+    assert!(matches!(calls[4], Call::SyncForDevice { len: 30, .. }));
+    assert!(matches!(calls[5], Call::UnmapPhys { len: 200, attrs: Attrs::NO_WARN, .. }));
+    assert!(matches!(calls[8], Call::MapSg { elements: 2, .. }));
+    assert_eq!(calls[10], Call::DmaSupported { mask: UNSUPPORTED });
+}
+
+#[test]
+fn by_default_nothing_is_limited_and_nothing_is_bounced() {
+    let bench = Bench::new();
+    let ops = Required(bench.mock.clone());
+    let parms = DeviceParms::new(true, false);
+    assert!(ops.dma_supported(UNSUPPORTED));
+    assert_eq!(ops.required_mask(), u64::MAX);
+    assert_eq!(ops.max_mapping_size(&parms), usize::MAX);
+    assert_eq!(ops.opt_mapping_size(), usize::MAX);
+    assert_eq!(ops.merge_boundary(), 0);
+    let mut byte = 0u8;
+    // SAFETY: the byte outlives the call, which maps nothing.
+    let mapped = unsafe {
+        ops.map_foreign(&parms, NonNull::from(&mut byte), 1, Direction::ToDevice, Attrs::empty())
+    };
+    assert_eq!(mapped, Err(DmaError::NotRam));
+}
+
+const DIR: Direction = Direction::Bidirectional;
+
+fn three_elements(bench: &Bench) -> (dma_api::DmaBuffer<u8>, [SgEntry; 3]) {
+    let buffer = bench.buffer(&pattern(2, 4 * PAGE));
+    let at = |page: u64| PhysAddr::new(buffer.phys().get() + page * PAGE as u64);
+    let list = [SgEntry::new(at(0), 100), SgEntry::new(at(1), PAGE), SgEntry::new(at(3), 7)];
+    (buffer, list)
+}
+
+#[test]
+fn by_default_each_element_of_a_list_is_mapped_for_itself() {
+    let bench = Bench::new();
+    let ops = Required(bench.mock.clone());
+    let parms = DeviceParms::new(true, false);
+    let (_buffer, mut list) = three_elements(&bench);
+    // SAFETY: the buffer outlives the mapping, which ends below.
+    assert_eq!(unsafe { ops.map_sg(&parms, &mut list, DIR, Attrs::empty()) }, Ok(3));
+    assert_eq!(list.map(|entry| entry.dma_len), [100, PAGE, 7]);
+    let bytes = pattern(2, 4 * PAGE);
+    assert_eq!(bench.mock.device_read(list[1].dma_address, PAGE).unwrap(), bytes[PAGE..2 * PAGE]);
+    assert_eq!(bench.mock.device_read(list[2].dma_address, 7).unwrap(), bytes[3 * PAGE..][..7]);
+    // SAFETY: the list is as it was mapped.
+    unsafe { ops.unmap_sg(&parms, &list, DIR, Attrs::empty()) }.unwrap();
+    assert_eq!(bench.mock.live(), 0);
+}
+
+#[test]
+fn a_list_that_fails_half_way_is_undone_without_copying_back() {
+    let bench = Bench::new();
+    let ops = Required(bench.mock.clone());
+    let parms = DeviceParms::new(true, false);
+    let (_buffer, mut list) = three_elements(&bench);
+    bench.maps_left(2);
+    // SAFETY: the buffer outlives the call, which leaves nothing mapped.
+    let mapped = unsafe { ops.map_sg(&parms, &mut list, DIR, Attrs::empty()) };
+    assert_eq!(mapped, Err(DmaError::OutOfMemory));
+    assert_eq!(bench.mock.live(), 0);
+    let undone = |call: &&Call| matches!(call, Call::UnmapPhys { attrs: Attrs::SKIP_CPU_SYNC, .. });
+    assert_eq!(bench.mock.take_calls().iter().filter(undone).count(), 2);
+}
+
+#[test]
+fn a_list_that_cannot_be_undone_says_that_the_device_may_still_reach_it() {
+    let bench = Bench::new();
+    let ops = Required(bench.mock.clone());
+    let parms = DeviceParms::new(true, false);
+    let (_buffer, mut list) = three_elements(&bench);
+    bench.maps_left(2);
+    bench.unmaps_fail(true);
+    // SAFETY: the buffer outlives what stays mapped, since the test's device does nothing more.
+    let mapped = unsafe { ops.map_sg(&parms, &mut list, DIR, Attrs::empty()) };
+    let Err(DmaError::NotUndone(Quarantined { address, len })) = mapped else { panic!("{mapped:?}") };
+    assert_eq!((address, len), (list[0].dma_address, 100));
+}
+
+#[test]
+fn an_unmap_goes_on_after_an_element_that_fails() {
+    let bench = Bench::new();
+    let ops = Required(bench.mock.clone());
+    let parms = DeviceParms::new(true, false);
+    let (_buffer, mut list) = three_elements(&bench);
+    // SAFETY: the buffer outlives what stays mapped, since the test's device does nothing more.
+    unsafe { ops.map_sg(&parms, &mut list, DIR, Attrs::empty()) }.unwrap();
+    bench.unmaps_fail(true);
+    bench.mock.take_calls();
+    // SAFETY: the list is as it was mapped.
+    let unmapped = unsafe { ops.unmap_sg(&parms, &list, DIR, Attrs::empty()) };
+    assert_eq!(unmapped, Err(Quarantined { address: list[0].dma_address, len: 100 }));
+    assert_eq!(bench.mock.take_calls().len(), 3);
+}
