@@ -71,7 +71,7 @@ impl DmaPool {
         align: usize,
         boundary: usize,
     ) -> Result<Self, DmaError> {
-        if size == 0 || size > isize::MAX as usize - FRAME_SIZE {
+        if size == 0 || size > isize::MAX as usize / 2 - FRAME_SIZE {
             return Err(DmaError::InvalidLength(size));
         }
         if !align.is_power_of_two() || align > FRAME_SIZE {
@@ -82,7 +82,9 @@ impl DmaPool {
         }
         let align = align.max(8);
         let stride = size.next_multiple_of(align);
-        let slab = stride.next_multiple_of(FRAME_SIZE);
+        // Longer blocks may have to move up to a boundary, which is less than a block away: there must be room for one more.
+        let moves = boundary != 0 && size > FRAME_SIZE;
+        let slab = if moves { 2 * stride } else { stride }.next_multiple_of(FRAME_SIZE);
         let layout = Layout { size, align, stride, boundary, slab };
         let state = Mutex::new(State::default());
         Ok(Self { inner: Arc::new(Inner { name: name.into(), device: Arc::clone(device), layout, state }) })
@@ -128,14 +130,17 @@ impl Inner {
         state.slabs.push(memory);
         let mut offset = 0;
         while offset + self.layout.size <= self.layout.slab {
-            let last = offset + self.layout.size - 1;
-            if self.layout.boundary != 0 && offset / self.layout.boundary != last / self.layout.boundary {
-                offset = (last & !(self.layout.boundary - 1)).next_multiple_of(self.layout.align);
+            let dma = memory.dma.wrapping_add(offset as u64);
+            let last = dma.wrapping_add(self.layout.size as u64 - 1);
+            // Addresses from the boundary on, as the device sees them. (They are aligned as offsets are, to a page.)
+            let beyond = last.offset_in(self.layout.boundary.max(1) as u64) as usize + 1;
+            if self.layout.boundary != 0 && beyond < self.layout.size {
+                offset += (self.layout.size - beyond).next_multiple_of(self.layout.align);
                 continue;
             }
             // SAFETY: the block is within the slab.
             let cpu = unsafe { memory.cpu.as_ptr().add(offset) };
-            state.free.push(Block { cpu, dma: memory.dma.wrapping_add(offset as u64) });
+            state.free.push(Block { cpu, dma });
             offset += self.layout.stride;
         }
         Ok(())

@@ -6,9 +6,7 @@ use std::ptr::NonNull;
 use std::sync::Arc;
 
 use common::{Bench, Call, MAX_MAPPING, OPT_MAPPING, UNSUPPORTED};
-use dma_api::{
-    Attrs, DeviceBuilder, DeviceFault, DeviceParms, Direction, DmaError, FaultQueue, SgEntry,
-};
+use dma_api::{Attrs, DeviceBuilder, DeviceFault, DeviceParms, Direction, DmaError, FaultQueue, SgEntry};
 use platform::{DmaAddr, PhysAddr};
 
 const LOW_32: u64 = 0xffff_ffff;

@@ -56,8 +56,21 @@ fn names(calls: &[Call]) -> Vec<String> {
 }
 
 const EVERY_MEMBER: [&str; 15] = [
-    "Alloc", "Free", "MapPhys", "SyncForCpu", "SyncForDevice", "UnmapPhys", "MapForeign", "UnmapPhys", "MapSg",
-    "UnmapSg", "DmaSupported", "RequiredMask", "MaxMappingSize", "OptMappingSize", "MergeBoundary",
+    "Alloc",
+    "Free",
+    "MapPhys",
+    "SyncForCpu",
+    "SyncForDevice",
+    "UnmapPhys",
+    "MapForeign",
+    "UnmapPhys",
+    "MapSg",
+    "UnmapSg",
+    "DmaSupported",
+    "RequiredMask",
+    "MaxMappingSize",
+    "OptMappingSize",
+    "MergeBoundary",
 ];
 
 #[test]
@@ -99,9 +112,8 @@ fn by_default_nothing_is_limited_and_nothing_is_bounced() {
     assert_eq!(ops.merge_boundary(), 0);
     let mut byte = 0u8;
     // SAFETY: the byte outlives the call, which maps nothing.
-    let mapped = unsafe {
-        ops.map_foreign(&parms, NonNull::from(&mut byte), 1, Direction::ToDevice, Attrs::empty())
-    };
+    let mapped =
+        unsafe { ops.map_foreign(&parms, NonNull::from(&mut byte), 1, Direction::ToDevice, Attrs::empty()) };
     assert_eq!(mapped, Err(DmaError::NotRam));
 }
 

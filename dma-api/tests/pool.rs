@@ -39,7 +39,11 @@ fn blocks_are_zeroed_each_time() {
     }
     assert!(seen.windows(2).all(|pair| pair[0] == pair[1]), "the same blocks each time");
     let allocations = |call: &&Call| matches!(call, Call::Alloc { .. });
-    assert_eq!(bench.mock.take_calls().iter().filter(allocations).count(), 2, "25 blocks of 200 are two pages");
+    assert_eq!(
+        bench.mock.take_calls().iter().filter(allocations).count(),
+        2,
+        "25 blocks of 200 are two pages"
+    );
 }
 
 #[test]
@@ -121,7 +125,7 @@ fn step() -> impl Strategy<Value = Step> {
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig::with_cases(64))]
+    #![proptest_config(ProptestConfig { cases: 64, failure_persistence: None, ..ProptestConfig::default() })]
 
     /// Wherever the backend puts the memory: blocks are aligned, cross no boundary and never overlap.
     #[test]

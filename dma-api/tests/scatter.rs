@@ -7,7 +7,8 @@ use std::sync::atomic::Ordering;
 
 use common::{Bench, Call, PAGE, pattern};
 use dma_api::{
-    Attrs, Bidirectional, BufferFor, Direction, DmaBuffer, DmaError, FromDevice, ScatterList, Segment, ToDevice,
+    Attrs, Bidirectional, BufferFor, Direction, DmaBuffer, DmaError, FromDevice, ScatterList, Segment,
+    ToDevice,
 };
 use proptest::prelude::*;
 
@@ -98,8 +99,8 @@ fn memory_in_pieces_is_mapped_piece_by_piece() {
 fn shared_slices_can_be_sent_together() {
     let bench = Bench::new();
     let shared: Arc<[u8]> = pattern(3, 64).into();
-    let list =
-        ScatterList::<_, ToDevice>::map(&bench.device, vec![Arc::clone(&shared), Arc::clone(&shared)]).unwrap();
+    let list = ScatterList::<_, ToDevice>::map(&bench.device, vec![Arc::clone(&shared), Arc::clone(&shared)])
+        .unwrap();
     assert_eq!(device_reads(&bench, &list), [&shared[..], &shared[..]].concat());
     drop(list);
     assert_eq!(Arc::strong_count(&shared), 1);
@@ -138,7 +139,8 @@ fn a_failed_map_gives_the_buffers_back_and_leaves_nothing_mapped() {
     // The same where each part is mapped for itself; what the device wrote meanwhile is not copied.
     let bench = Bench::new();
     bench.maps_left(1);
-    let failed = ScatterList::<_, FromDevice>::map(&bench.device, vec![vec![1u8; 9], vec![2; 9]]).unwrap_err();
+    let failed =
+        ScatterList::<_, FromDevice>::map(&bench.device, vec![vec![1u8; 9], vec![2; 9]]).unwrap_err();
     assert_eq!(failed.error, DmaError::OutOfMemory);
     assert_eq!(failed.buffer, [vec![1; 9], vec![2; 9]]);
     assert_eq!(bench.mock.live(), 0);
@@ -201,7 +203,7 @@ fn wider_elements_count_in_bytes() {
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig::with_cases(64))]
+    #![proptest_config(ProptestConfig { cases: 64, failure_persistence: None, ..ProptestConfig::default() })]
 
     /// Whatever the limits and the buffers, segments keep the limits and are together what the buffers are.
     #[test]

@@ -78,7 +78,10 @@ impl Host {
 
     /// What a device does at a physical address.
     pub fn device_write(&self, at: PhysAddr, bytes: &[u8]) {
-        assert!(at.get() >= BASE && at.get() + bytes.len() as u64 <= BASE + SIZE, "a device wrote beside RAM");
+        assert!(
+            at.get() >= BASE && at.get() + bytes.len() as u64 <= BASE + SIZE,
+            "a device wrote beside RAM"
+        );
         // SAFETY: the range is in this machine's memory; tests write only where nothing holds a reference.
         unsafe { platform::device_memory::copy_in(bytes.as_ptr(), self.window().ptr(at), bytes.len()) };
     }
@@ -125,7 +128,11 @@ unsafe impl Frames for Host {
         let size = (size.max(1) as u64).next_multiple_of(PAGE);
         // SAFETY: the caller gives the range back.
         unsafe { self.window().ptr(at).write_bytes(FREED, size as usize) };
-        assert_eq!(self.live.lock().unwrap().remove(&at.get()), Some(size), "freed once, as it was allocated");
+        assert_eq!(
+            self.live.lock().unwrap().remove(&at.get()),
+            Some(size),
+            "freed once, as it was allocated"
+        );
     }
 
     fn window(&self) -> Window {

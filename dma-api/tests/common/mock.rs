@@ -5,9 +5,7 @@ use std::ptr::NonNull;
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
 
-use dma_api::{
-    Attrs, CoherentMemory, DeviceParms, Direction, DmaError, DmaMapOps, Quarantined, SgEntry,
-};
+use dma_api::{Attrs, CoherentMemory, DeviceParms, Direction, DmaError, DmaMapOps, Quarantined, SgEntry};
 use platform::device_memory::{copy_in, copy_out};
 use platform::{DmaAddr, FrameRequest, Frames, PhysAddr};
 
@@ -298,7 +296,12 @@ unsafe impl DmaMapOps for Required {
         self.0.alloc(dev, size, attrs)
     }
 
-    unsafe fn free(&self, dev: &DeviceParms, memory: CoherentMemory, attrs: Attrs) -> Result<(), Quarantined> {
+    unsafe fn free(
+        &self,
+        dev: &DeviceParms,
+        memory: CoherentMemory,
+        attrs: Attrs,
+    ) -> Result<(), Quarantined> {
         // SAFETY: the caller's promise, handed on.
         unsafe { self.0.free(dev, memory, attrs) }
     }
