@@ -16,6 +16,72 @@ use crate::{Attrs, Device, DmaError, Quarantined, volatile};
 /// It owns the buffer, so that nobody else touches it, and borrows its device. [`Streaming::unmap`] gives the buffer back.
 /// Dropped, it is unmapped and the buffer freed; when an unmap fails, the buffer is leaked, since the device may still
 /// reach it. Forgotten, it stays mapped for ever, and the buffer with it.
+///
+/// While it is mapped there is no way to the buffer:
+///
+/// ```compile_fail,E0382
+/// # fn example(device: &dma_api::Device) -> Result<(), Box<dyn std::error::Error>> {
+/// let mut buffer = vec![0u8; 512];
+/// let mapped = dma_api::Streaming::<_, dma_api::FromDevice>::map(device, buffer)?;
+/// buffer[0] = 1; // moved into the mapping
+/// # Ok(()) }
+/// ```
+///
+/// ```compile_fail,E0608
+/// # fn example(device: &dma_api::Device) -> Result<(), Box<dyn std::error::Error>> {
+/// let mut mapped = dma_api::Streaming::<_, dma_api::FromDevice>::map(device, vec![0u8; 512])?;
+/// mapped[0] = 1; // a mapping is no slice
+/// # Ok(()) }
+/// ```
+///
+/// ```compile_fail,E0599
+/// # fn example(device: &dma_api::Device) -> Result<(), Box<dyn std::error::Error>> {
+/// let mapped = dma_api::Streaming::<_, dma_api::FromDevice>::map(device, vec![0u8; 512])?;
+/// mapped.read(0); // the CPU's turn begins with `sync_for_cpu`
+/// # Ok(()) }
+/// ```
+///
+/// Nor does it outlive its device, nor can a slice be mapped that somebody else reads while the device writes it:
+///
+/// ```compile_fail,E0505
+/// # fn example(device: dma_api::Device) -> Result<(), Box<dyn std::error::Error>> {
+/// let mapped = dma_api::Streaming::<_, dma_api::ToDevice>::map(&device, vec![0u8; 512])?;
+/// drop(device);
+/// mapped.unmap()?;
+/// # Ok(()) }
+/// ```
+///
+/// ```compile_fail,E0277
+/// # fn example(device: &dma_api::Device) -> Result<(), Box<dyn std::error::Error>> {
+/// let shared: std::sync::Arc<[u8]> = vec![0u8; 512].into();
+/// let mapped = dma_api::Streaming::<_, dma_api::FromDevice>::map(device, shared)?;
+/// # Ok(()) }
+/// ```
+///
+/// Elements are what may be read as bytes, and written with any bytes where the device writes:
+///
+/// ```compile_fail,E0277
+/// # fn example(device: &dma_api::Device) -> Result<(), Box<dyn std::error::Error>> {
+/// let mapped = dma_api::Streaming::<_, dma_api::FromDevice>::map(device, vec![true; 512])?;
+/// # Ok(()) }
+/// ```
+///
+/// What all of these are without the mistake:
+///
+/// ```
+/// # fn example(device: &dma_api::Device) -> Result<(), Box<dyn std::error::Error>> {
+/// use dma_api::{FromDevice, Streaming, ToDevice};
+///
+/// let mapped = Streaming::<_, FromDevice>::map(device, vec![0u8; 512])?;
+/// let owned = mapped.sync_for_cpu();
+/// let first = owned.read(0);
+/// let mut buffer = owned.unmap()?;
+/// buffer[0] = first + 1;
+/// let shared: std::sync::Arc<[u8]> = buffer.into();
+/// Streaming::<_, ToDevice>::map(device, shared)?.unmap()?;
+/// Streaming::<_, ToDevice>::map(device, vec![true; 512])?.unmap()?;
+/// # Ok(()) }
+/// ```
 #[must_use = "a mapping that is dropped at once is unmapped at once"]
 pub struct Streaming<'d, B: BufferFor<D>, D: MapDirection> {
     // Taken by `unmap` and by drop.
