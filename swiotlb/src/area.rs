@@ -25,7 +25,10 @@ struct Slot {
 pub(crate) struct Area {
     slots: Box<[Slot]>,
     next: usize,
+    /// Slots that are taken.
     pub(crate) used: usize,
+    /// Runs that were ever taken.
+    pub(crate) maps: u64,
 }
 
 /// What a run of slots must be like.
@@ -57,7 +60,7 @@ impl Area {
             padding: 0,
             offset: 0,
         };
-        Self { slots: (0..slots).map(slot).collect(), next: 0, used: 0 }
+        Self { slots: (0..slots).map(slot).collect(), next: 0, used: 0, maps: 0 }
     }
 
     /// Takes a run of slots, searching from where the last one ended. `fits` says whether a run may begin at a slot.
@@ -77,6 +80,7 @@ impl Area {
                 self.mark_taken(index, wanted.slots);
                 self.next = (index + wanted.slots) % len;
                 self.used += wanted.slots;
+                self.maps += 1;
                 return Some(index);
             }
             let step = wanted.stride.max(1);
@@ -129,11 +133,12 @@ impl Area {
         Some(Mapping { original: slot.original.wrapping_add(skipped), len })
     }
 
-    /// Gives the run back whose data begins in slot `index`. Free runs grow together within the segment.
-    pub(crate) fn give_back(&mut self, index: usize) {
+    /// Gives the run back whose data begins in slot `index`, and says how many slots it had. Free runs grow together within
+    /// the segment.
+    pub(crate) fn give_back(&mut self, index: usize) -> usize {
         let Slot { run, padding, .. } = self.slots[index];
         if run == 0 {
-            return;
+            return 0;
         }
         let first = index - padding;
         let end = first + run;
@@ -151,6 +156,7 @@ impl Area {
             slot.free_run = free_run;
         }
         self.used -= run;
+        run
     }
 
     /// Whether every free-run count is what counting anew gives.

@@ -58,6 +58,9 @@ impl<G: Send + Sync> SwiotlbDma<G> {
         let copy = unsafe { pool.map(parms, cpu, len, 0, dir, attrs) }?;
         let mask = parms.streaming_mask().min(self.bus_limit);
         if reaches(mask, copy, len) {
+            if !attrs.contains(Attrs::SKIP_CPU_SYNC) {
+                self.clean(parms, copy, len);
+            }
             return Ok(DmaAddr::new(copy.get()));
         }
         // SAFETY: the copy was made just now, and no device has seen it.
@@ -70,6 +73,21 @@ impl<G: Send + Sync> SwiotlbDma<G> {
         let pool = self.pool.as_deref().filter(|_| parms.needs_sync())?;
         let phys = PhysAddr::new(address.get());
         pool.contains(phys).then_some((pool, phys))
+    }
+
+    /// Before the device's turn: what the CPU wrote reaches memory (Linux: `arch_sync_dma_for_device`).
+    fn clean(&self, parms: &DeviceParms, phys: PhysAddr, len: usize) {
+        if !parms.is_coherent() {
+            self.platform.clean(self.window.ptr(phys), len);
+        }
+    }
+
+    /// After the device's turn: the CPU sees what the device wrote (Linux: `arch_sync_dma_for_cpu`). Where the device only
+    /// reads the CPU's lines are right, and may be newer than memory.
+    fn invalidate(&self, parms: &DeviceParms, phys: PhysAddr, len: usize, dir: Direction) {
+        if !parms.is_coherent() && dir.device_writes() {
+            self.platform.invalidate(self.window.ptr(phys), len);
+        }
     }
 }
 
@@ -126,8 +144,8 @@ unsafe impl<G: Send + Sync> DmaMapOps for SwiotlbDma<G> {
             // SAFETY: the caller's promise: RAM that stays valid, seen through the window.
             return unsafe { self.map_bounced(parms, cpu, len, dir, attrs) };
         }
-        if !parms.is_coherent() && !attrs.intersects(Attrs::SKIP_CPU_SYNC | Attrs::MMIO) {
-            self.platform.clean(self.window.ptr(phys), len);
+        if !attrs.intersects(Attrs::SKIP_CPU_SYNC | Attrs::MMIO) {
+            self.clean(parms, phys, len);
         }
         Ok(DmaAddr::new(phys.get()))
     }
@@ -141,11 +159,12 @@ unsafe impl<G: Send + Sync> DmaMapOps for SwiotlbDma<G> {
         attrs: Attrs,
     ) -> Result<(), Quarantined> {
         trace::event("dma_direct_unmap_phys", address.get(), len as u64);
+        if !attrs.intersects(Attrs::SKIP_CPU_SYNC | Attrs::MMIO) {
+            self.invalidate(parms, PhysAddr::new(address.get()), len, dir);
+        }
         if let Some((pool, copy)) = self.bounced(parms, address) {
             // SAFETY: the caller's promise: one live mapping, ended once.
             unsafe { pool.unmap(copy, len, dir, attrs) };
-        } else if !parms.is_coherent() && !attrs.intersects(Attrs::SKIP_CPU_SYNC | Attrs::MMIO) {
-            self.platform.invalidate(self.window.ptr(PhysAddr::new(address.get())), len);
         }
         Ok(())
     }
@@ -163,11 +182,10 @@ unsafe impl<G: Send + Sync> DmaMapOps for SwiotlbDma<G> {
     }
 
     unsafe fn sync_for_cpu(&self, parms: &DeviceParms, address: DmaAddr, len: usize, dir: Direction) {
+        self.invalidate(parms, PhysAddr::new(address.get()), len, dir);
         if let Some((pool, at)) = self.bounced(parms, address) {
             // SAFETY: the range is part of a live bounced mapping.
             unsafe { pool.sync_for_cpu(at, len, dir) };
-        } else if !parms.is_coherent() {
-            self.platform.invalidate(self.window.ptr(PhysAddr::new(address.get())), len);
         }
     }
 
@@ -175,9 +193,8 @@ unsafe impl<G: Send + Sync> DmaMapOps for SwiotlbDma<G> {
         if let Some((pool, at)) = self.bounced(parms, address) {
             // SAFETY: the range is part of a live bounced mapping.
             unsafe { pool.sync_for_device(at, len, dir) };
-        } else if !parms.is_coherent() {
-            self.platform.clean(self.window.ptr(PhysAddr::new(address.get())), len);
         }
+        self.clean(parms, PhysAddr::new(address.get()), len);
     }
 
     fn max_mapping_size(&self, parms: &DeviceParms) -> usize {

@@ -43,13 +43,13 @@ pub struct Swiotlb {
     platform: Arc<dyn Platform>,
     areas: Box<[crossbeam_utils::CachePadded<CpuLock<Area>>]>,
     area_slots: usize,
+    used: AtomicU64,
     high_water: AtomicU64,
-    maps: AtomicU64,
 }
 
 impl Swiotlb {
-    /// A pool of `size` bytes (rounded down to whole segments) at or below `limit`, with an area for each of `cpus` CPUs as
-    /// far as there are segments.
+    /// A pool of `size` bytes at or below `limit`, with an area for each of `cpus` CPUs as far as there are segments. The
+    /// areas are a power of two and all of one size, in whole segments; `size` is rounded down to that.
     ///
     /// # Errors
     /// [`PoolTooSmall`].
@@ -81,8 +81,8 @@ impl Swiotlb {
                 .map(|_| crossbeam_utils::CachePadded::new(CpuLock::new(Area::new(area_slots))))
                 .collect(),
             area_slots,
+            used: AtomicU64::new(0),
             high_water: AtomicU64::new(0),
-            maps: AtomicU64::new(0),
         })
     }
 
@@ -93,22 +93,27 @@ impl Swiotlb {
         phys.get().wrapping_sub(self.start.get()) < self.len as u64
     }
 
-    /// The longest mapping for a device, in bytes (Linux: `swiotlb_max_mapping_size`).
+    /// The longest mapping for a device, in bytes, wherever the original is (Linux: `swiotlb_max_mapping_size`).
     #[doc(alias = "swiotlb_max_mapping_size")]
     pub fn max_mapping_size(&self, parms: &DeviceParms) -> usize {
         let min_align = usize::try_from(parms.min_align_mask()).unwrap_or(usize::MAX);
         let lost = min_align.checked_next_multiple_of(SLOT_SIZE).unwrap_or(usize::MAX);
-        (SEGMENT_SLOTS * SLOT_SIZE).saturating_sub(lost)
+        (reach(parms) as usize + 1).saturating_sub(lost)
     }
 
     /// Counters.
     pub fn statistics(&self) -> Statistics {
-        Statistics {
+        let mut statistics = Statistics {
             slots: self.areas.len() * self.area_slots,
-            used: self.areas.iter().map(|area| area.lock().used).sum(),
             high_water: self.high_water.load(Ordering::Relaxed) as usize,
-            maps: self.maps.load(Ordering::Relaxed),
+            ..Statistics::default()
+        };
+        for area in &self.areas {
+            let area = area.lock();
+            statistics.used += area.used;
+            statistics.maps += area.maps;
         }
+        statistics
     }
 
     /// Whether the free-run counts of all slots are what counting anew gives. For tests.
@@ -124,7 +129,8 @@ impl Swiotlb {
     /// is filled whatever the direction, so that what the device does not write comes back as it was.
     ///
     /// # Errors
-    /// [`DmaError::TooLargeForBounce`], [`DmaError::BouncePoolFull`], with the numbers.
+    /// [`DmaError::TooLargeForBounce`] when not even an empty pool has such a run, [`DmaError::BouncePoolFull`] when this
+    /// one has none now, both with the numbers; [`DmaError::InvalidLength`] for no bytes.
     ///
     /// # Safety
     /// The original is initialised and stays valid until [`Swiotlb::unmap`]; nobody writes it meanwhile, nor reads it when
@@ -146,16 +152,20 @@ impl Swiotlb {
             if len >= 4096 && alloc_align_mask == 0 && parms.min_align_mask() == 0 { 4095 } else { 0 };
         let align_mask = alloc_align_mask | slot_mask;
         let offset = (address & parms.min_align_mask() & align_mask) as usize;
-        let too_large = DmaError::TooLargeForBounce { size: len, max: self.max_mapping_size(parms) };
+        let high_mask = parms.min_align_mask() & !align_mask;
+        if len == 0 {
+            return Err(DmaError::InvalidLength(len));
+        }
+        // The first run that keeps the address bits begins here in its window; if that crosses the end, all do.
+        let reach = reach(parms);
+        let first_at = address & high_mask & reach;
         let size = len
             .checked_add(offset)
-            .and_then(|size| size.checked_next_multiple_of(alloc_align_mask as usize + 1))
-            .ok_or(too_large)?;
+            .zip((alloc_align_mask as usize).checked_add(1))
+            .and_then(|(size, align)| size.checked_next_multiple_of(align))
+            .filter(|&size| size as u64 - 1 <= reach - first_at)
+            .ok_or(DmaError::TooLargeForBounce { size: len, max: self.max_mapping_size(parms) })?;
         let slots = size.div_ceil(SLOT_SIZE);
-        if slots > SEGMENT_SLOTS {
-            return Err(too_large);
-        }
-        let high_mask = parms.min_align_mask() & !align_mask;
         let stride = (((align_mask | page_mask).max(high_mask) >> 11) + 1) as usize;
         let start_area = cpu::current();
         for step in 0..self.areas.len() {
@@ -169,6 +179,7 @@ impl Swiotlb {
             };
             let mut area = self.areas[number].lock();
             let Some(first) = area.take(Wanted { slots, stride }, fits) else { continue };
+            self.note_taken(slots);
             let padding = offset / SLOT_SIZE;
             area.describe(first, slots, padding, original.as_ptr().addr(), len, offset % SLOT_SIZE);
             drop(area);
@@ -181,8 +192,6 @@ impl Swiotlb {
             // SAFETY: the original is the caller's promise; the copy is this mapping's own.
             unsafe { copy_in(original.as_ptr(), self.window.ptr(copy), len) };
             original.as_ptr().expose_provenance();
-            self.maps.fetch_add(1, Ordering::Relaxed);
-            self.note_high_water();
             return Ok(copy);
         }
         let Statistics { used, slots: total, .. } = self.statistics();
@@ -202,7 +211,10 @@ impl Swiotlb {
         }
         let (number, slot, _) = self.place(copy);
         if let Some(area) = self.areas.get(number) {
-            area.lock().give_back(slot);
+            let mut area = area.lock();
+            let slots = area.give_back(slot);
+            // Under the area's lock, as when they were taken: the count is never more than the pool has.
+            self.used.fetch_sub(slots as u64, Ordering::Relaxed);
         }
     }
 
@@ -262,12 +274,20 @@ impl Swiotlb {
         }
     }
 
-    fn note_high_water(&self) {
-        let used: usize = self.areas.iter().filter_map(|area| area.try_lock().map(|area| area.used)).sum();
-        if used as u64 > self.high_water.load(Ordering::Relaxed) {
-            self.high_water.fetch_max(used as u64, Ordering::Relaxed);
+    /// Counts slots of an area whose lock is held.
+    fn note_taken(&self, slots: usize) {
+        let used = self.used.fetch_add(slots as u64, Ordering::Relaxed) + slots as u64;
+        // Only a new record writes.
+        if used > self.high_water.load(Ordering::Relaxed) {
+            self.high_water.fetch_max(used, Ordering::Relaxed);
         }
     }
+}
+
+/// How far a run may reach from the window that it lies in: a segment of the pool, or the device's boundary when that is
+/// nearer.
+fn reach(parms: &DeviceParms) -> u64 {
+    parms.segment_boundary().min((SEGMENT_SLOTS * SLOT_SIZE) as u64 - 1)
 }
 
 impl Drop for Swiotlb {
