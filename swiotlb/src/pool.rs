@@ -14,9 +14,12 @@ use platform::{FrameRequest, PhysAddr, Platform, Window, cpu};
 use crate::area::{Area, Wanted};
 use crate::{SEGMENT_SLOTS, SLOT_SIZE};
 
+/// Bytes in a segment.
+const SEGMENT: usize = SEGMENT_SLOTS * SLOT_SIZE;
+
 /// A pool that would not hold one segment, or for which there is no memory.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, thiserror::Error)]
-#[error("no swiotlb pool of {0} bytes: it takes at least a segment of {min} bytes in one piece", min = SEGMENT_SLOTS * SLOT_SIZE)]
+#[error("no swiotlb pool of {0} bytes: it takes at least a segment of {min} bytes in one piece", min = SEGMENT)]
 pub struct PoolTooSmall(pub usize);
 
 /// Counters of a pool.
@@ -59,7 +62,6 @@ impl Swiotlb {
         limit: PhysAddr,
         cpus: usize,
     ) -> Result<Self, PoolTooSmall> {
-        const SEGMENT: usize = SEGMENT_SLOTS * SLOT_SIZE;
         let segments = size / SEGMENT;
         if segments == 0 {
             return Err(PoolTooSmall(size));
@@ -98,7 +100,8 @@ impl Swiotlb {
     pub fn max_mapping_size(&self, parms: &DeviceParms) -> usize {
         let min_align = usize::try_from(parms.min_align_mask()).unwrap_or(usize::MAX);
         let lost = min_align.checked_next_multiple_of(SLOT_SIZE).unwrap_or(usize::MAX);
-        (reach(parms) as usize + 1).saturating_sub(lost)
+        let window = parms.segment_boundary().min(SEGMENT as u64 - 1) as usize + 1;
+        window.saturating_sub(lost)
     }
 
     /// Counters.
@@ -124,9 +127,10 @@ impl Swiotlb {
 
     /// Makes a copy of `len` bytes at `original` for a device, and returns where it is (Linux: `swiotlb_tbl_map_single`).
     ///
-    /// The copy's address keeps the bits of the original's that the device's `min_align_mask` names. The run of slots begins
-    /// and ends at multiples of `alloc_align_mask + 1`; for an untrusted device what is around the copy is zeroed. The copy
-    /// is filled whatever the direction, so that what the device does not write comes back as it was.
+    /// The copy's address keeps the bits of the original's that the device's `min_align_mask` names, and the copy does not
+    /// cross the device's segment boundary. The run of slots begins and ends at multiples of `alloc_align_mask + 1`, a power
+    /// of two of at most a segment; for an untrusted device what is around the copy in the run is zeroed. The copy is filled
+    /// whatever the direction, so that what the device does not write comes back as it was.
     ///
     /// # Errors
     /// [`DmaError::TooLargeForBounce`] when not even an empty pool has such a run, [`DmaError::BouncePoolFull`] when this
@@ -156,14 +160,16 @@ impl Swiotlb {
         if len == 0 {
             return Err(DmaError::InvalidLength(len));
         }
-        // The first run that keeps the address bits begins here in its window; if that crosses the end, all do.
-        let reach = reach(parms);
-        let first_at = address & high_mask & reach;
+        // The least that the bits to keep put before the run in its segment, and before the data in the device's window:
+        // when that leaves too little room, there is no place for it in any pool.
+        let boundary = parms.segment_boundary();
+        let before_run = (address & high_mask) as usize % SEGMENT;
+        let before_data = address & parms.min_align_mask() & boundary;
         let size = len
             .checked_add(offset)
             .zip((alloc_align_mask as usize).checked_add(1))
             .and_then(|(size, align)| size.checked_next_multiple_of(align))
-            .filter(|&size| size as u64 - 1 <= reach - first_at)
+            .filter(|&size| size <= SEGMENT - before_run && len as u64 - 1 <= boundary - before_data)
             .ok_or(DmaError::TooLargeForBounce { size: len, max: self.max_mapping_size(parms) })?;
         let slots = size.div_ceil(SLOT_SIZE);
         let stride = (((align_mask | page_mask).max(high_mask) >> 11) + 1) as usize;
@@ -172,10 +178,10 @@ impl Swiotlb {
             let number = (start_area + step) & (self.areas.len() - 1);
             let fits = |slot: usize| {
                 let at = self.slot_phys(number, slot);
-                let boundary = parms.segment_boundary();
+                let data = at + offset as u64;
                 at & (align_mask | page_mask) == 0
                     && at & high_mask == address & high_mask
-                    && (at & boundary).saturating_add(size as u64 - 1) <= boundary
+                    && len as u64 - 1 <= boundary - (data & boundary)
             };
             let mut area = self.areas[number].lock();
             let Some(first) = area.take(Wanted { slots, stride }, fits) else { continue };
@@ -282,12 +288,6 @@ impl Swiotlb {
             self.high_water.fetch_max(used, Ordering::Relaxed);
         }
     }
-}
-
-/// How far a run may reach from the window that it lies in: a segment of the pool, or the device's boundary when that is
-/// nearer.
-fn reach(parms: &DeviceParms) -> u64 {
-    parms.segment_boundary().min((SEGMENT_SLOTS * SLOT_SIZE) as u64 - 1)
 }
 
 impl Drop for Swiotlb {
