@@ -116,6 +116,9 @@ fn a_sync_beyond_the_end_stops_there() {
     host.device_write(copy.get(), &[0xaa; 300]);
     // SAFETY: too long on purpose; 300 bytes of memory are there on both sides.
     unsafe { pool.sync_for_cpu(copy, 300, Bidirectional) };
+    // From the middle too.
+    // SAFETY: as above.
+    unsafe { pool.sync_for_cpu(copy.wrapping_add(60), 240, Bidirectional) };
     assert_eq!(whole.read()[..100], [0xaa; 100]);
     assert_eq!(whole.read()[100..], pattern(6, 300)[100..]);
     // SAFETY: ended once.

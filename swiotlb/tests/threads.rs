@@ -28,8 +28,8 @@ fn threads_get_runs_of_their_own_and_the_counts_agree() {
                     let seed = (thread * 64 + round % 64) as u8;
                     let originals = LENS.map(|len| Original::new(round % 4096, &pattern(seed, len)));
                     let copies = originals.each_ref().map(|original| {
-                        // SAFETY: the originals outlive the mappings, which end below.
                         let (dir, attrs) = (Direction::Bidirectional, Attrs::empty());
+                        // SAFETY: the originals outlive the mappings, which end below.
                         unsafe { pool.map(&trusted(), original.ptr(), original.len, 0, dir, attrs) }.unwrap()
                     });
                     for (copy, original) in copies.iter().zip(&originals) {
