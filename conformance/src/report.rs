@@ -17,12 +17,14 @@ pub enum Outcome {
     Failed(Failure),
     /// It holds, though the backend said that it does not: the waiver is wrong.
     WaivedButHolds(Waiver),
+    /// There is no such check: the waiver is wrong.
+    WaivedButUnknown(Waiver),
 }
 
 /// How all checks ended.
 #[derive(Clone, PartialEq, Eq, Debug, Default)]
 pub struct Report {
-    /// Each check by its name.
+    /// Each check by its name, in the order of the list.
     pub outcomes: Vec<(&'static str, Outcome)>,
 }
 
@@ -44,13 +46,20 @@ impl fmt::Display for Report {
                 Outcome::WaivedButHolds(waiver) => {
                     writeln!(f, "{name}: FAILED: it holds, though it is waived: {}", waiver.reason)?;
                 }
+                Outcome::WaivedButUnknown(waiver) => {
+                    writeln!(
+                        f,
+                        "{name}: FAILED: no check has this name, but it is waived: {}",
+                        waiver.reason
+                    )?;
+                }
             }
         }
         Ok(())
     }
 }
 
-/// Runs every check.
+/// Runs every check of the list, one after the other, waived or not.
 pub fn run(bench: &dyn Bench) -> Report {
     let mut report = Report::default();
     for check in CHECKS {
@@ -62,6 +71,11 @@ pub fn run(bench: &dyn Bench) -> Report {
             (Err(failure), None) => Outcome::Failed(failure),
         };
         report.outcomes.push((check.name, outcome));
+    }
+    for waiver in bench.waivers() {
+        if !CHECKS.iter().any(|check| check.name == waiver.check) {
+            report.outcomes.push((waiver.check, Outcome::WaivedButUnknown(*waiver)));
+        }
     }
     report
 }
