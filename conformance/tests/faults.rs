@@ -38,6 +38,7 @@ const BROKEN: &[(Machine, Fault, &[&str])] = &[
     (Maps, Fault::NeverGivesAddressesBack, &["exhaustion_recovers"]),
     (Maps, Fault::SplitsCoherentMemory, &["coherent_is_seen_by_both"]),
     (Maps, Fault::CutsTheLastPage, &["heap_buffers_round_trip", "scatter_list_round_trip"]),
+    (Maps, Fault::MixesSegmentsUp, &["scatter_list_round_trip"]),
     (Bounces, Fault::SyncDoesNothing, &["sync_shows_both_sides"]),
     (Bounces, Fault::SyncForDeviceDoesNothing, &["sync_shows_both_sides"]),
     (

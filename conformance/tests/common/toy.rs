@@ -8,6 +8,7 @@ use std::sync::{Arc, Mutex};
 use conformance::{Bench, Refused, Waiver};
 use dma_api::{
     Attrs, CoherentMemory, Device, DeviceBuilder, DeviceParms, Direction, DmaError, DmaMapOps, Quarantined,
+    SgEntry,
 };
 use platform::device_memory::{copy_in, copy_out};
 use platform::{DmaAddr, FrameRequest, Frames, PhysAddr};
@@ -60,8 +61,10 @@ pub enum Fault {
     NeverGivesAddressesBack,
     /// The CPU and the device see different coherent memory.
     SplitsCoherentMemory,
-    /// A mapping ends at the last whole page before its end, or after its first byte.
+    /// A mapping of more than a page ends at the last whole page before its end.
     CutsTheLastPage,
+    /// The first two segments of a list come in the wrong order.
+    MixesSegmentsUp,
 }
 
 /// How many bytes of I/O addresses there are.
@@ -205,8 +208,8 @@ impl Ops {
         let mut table = self.table.lock().unwrap();
         let offset = translation.target.offset_in(GRANULE);
         let at = self.take(&table, mask, translation.len, offset)?;
-        if self.has(Fault::CutsTheLastPage) && !translation.len.is_multiple_of(GRANULE as usize) {
-            translation.len = (translation.len - translation.len % GRANULE as usize).max(1);
+        if self.has(Fault::CutsTheLastPage) && translation.len as u64 > GRANULE {
+            translation.len -= translation.len % GRANULE as usize;
         }
         table
             .stale
@@ -329,6 +332,27 @@ unsafe impl DmaMapOps for Ops {
             unsafe { self.memory.free(removed.target, len) };
         }
         Ok(())
+    }
+
+    unsafe fn map_sg(
+        &self,
+        dev: &DeviceParms,
+        list: &mut [SgEntry],
+        dir: Direction,
+        attrs: Attrs,
+    ) -> Result<usize, DmaError> {
+        for entry in list.iter_mut() {
+            // SAFETY: the caller's promise, for each element.
+            let address = unsafe { self.map_phys(dev, entry.phys, entry.len, dir, attrs) };
+            // The lists of the checks are short.
+            entry.dma_address = address.expect("addresses for a list");
+            entry.dma_len = entry.len;
+        }
+        if let (true, [first, second, ..]) = (self.has(Fault::MixesSegmentsUp), &mut *list) {
+            std::mem::swap(&mut first.dma_address, &mut second.dma_address);
+            std::mem::swap(&mut first.dma_len, &mut second.dma_len);
+        }
+        Ok(list.len())
     }
 
     unsafe fn sync_for_cpu(&self, _dev: &DeviceParms, address: DmaAddr, len: usize, dir: Direction) {
