@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use amd_vi::{AmdVi, InitError, MsiMessage};
-use dma_api::{Device, DeviceBuilder};
+use dma_api::{Counting, Device, DeviceBuilder, OpsCounters, OpsStatistics};
 use iommu_core::pci::Topology;
 use iommu_core::{Fault, Group, GroupError, Iommu, Settings};
 use platform::pci::{Function, PciAddress, RequesterId};
@@ -105,6 +105,7 @@ pub struct SimMachine {
     iommu: Option<Arc<Iommu>>,
     driver: Option<Arc<AmdVi>>,
     bounce: Arc<Swiotlb>,
+    untranslated: Arc<OpsCounters>,
     platform: Arc<SimPlatform>,
     machine: Machine,
     topology: Topology,
@@ -134,6 +135,7 @@ impl SimMachine {
             iommu: None,
             driver: None,
             bounce,
+            untranslated: Arc::default(),
             platform,
             machine,
             topology,
@@ -196,6 +198,11 @@ impl SimMachine {
         &self.bounce
     }
 
+    /// What was mapped without an IOMMU.
+    pub fn untranslated(&self) -> OpsStatistics {
+        self.untranslated.statistics()
+    }
+
     /// The PCI tree, as it was found.
     pub fn topology(&self) -> &Topology {
         &self.topology
@@ -252,7 +259,7 @@ impl SimMachine {
         let platform: Arc<dyn Platform> = self.platform.clone();
         // SAFETY: the caller's trust. These devices do not reach beyond 4 GiB, whatever their drivers think.
         let ops = unsafe { SwiotlbDma::new(Arc::clone(&platform), Some(Arc::clone(&self.bounce)), ()) };
-        let ops = ops.limited_to(u64::from(u32::MAX));
+        let ops = Counting::new(ops.limited_to(u64::from(u32::MAX)), Arc::clone(&self.untranslated));
         Ok((function, DeviceBuilder::new(address.to_string()).build(Arc::new(ops), platform)))
     }
 

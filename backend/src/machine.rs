@@ -113,7 +113,7 @@ pub struct GroupDescription {
 /// Counters of a machine since its start.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
 pub struct Statistics {
-    /// DMA mappings made.
+    /// DMA mappings made, coherent memory included.
     pub maps: u64,
     /// DMA mappings ended.
     pub unmaps: u64,

@@ -138,9 +138,10 @@ impl Backend for Sim {
         const COMPLETION_WAIT: usize = 1;
         let invalidations = unit.commands.iter().enumerate().filter(|&(opcode, _)| opcode != COMPLETION_WAIT);
         let bounced = self.machine.bounce().statistics().maps;
+        let direct = self.machine.untranslated();
         Statistics {
-            maps: core.maps,
-            unmaps: core.unmaps,
+            maps: core.maps + direct.maps + direct.allocations,
+            unmaps: core.unmaps + direct.unmaps + direct.frees,
             bounces: bounced,
             invalidations: invalidations.map(|(_, count)| count).sum(),
             iotlb_hits: unit.iotlb_hits,

@@ -85,6 +85,10 @@ fn check_facts(value: &Value, disk: &Path) {
     assert_eq!(value["read"]["bytes"], bytes.len().next_multiple_of(512));
     assert_eq!(value["free_memory_changed"], Value::Array(Vec::new()));
     assert_eq!(value["statistics"]["quarantined_bytes"], 0);
+    // On every machine each request is a mapping, and each mapping has ended.
+    let requests = ["read", "read_4k"].map(|tally| value[tally]["requests"].as_u64().unwrap());
+    assert!(value["statistics"]["maps"].as_u64().unwrap() > requests[0] + requests[1]);
+    assert_eq!(value["statistics"]["maps"], value["statistics"]["unmaps"]);
     assert_eq!(value["rogue"]["attempts"].as_array().unwrap().len(), 2);
 }
 

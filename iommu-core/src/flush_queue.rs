@@ -101,6 +101,11 @@ impl FlushQueue {
         self.quarantined.load(Ordering::Relaxed)
     }
 
+    /// Ranges that wait now.
+    pub(crate) fn waiting(&self) -> u64 {
+        self.queues.iter().map(|queue| queue.len() as u64).sum()
+    }
+
     fn flush(&self, domain: &Domain) -> Result<(), SyncError> {
         let number = self.started.fetch_add(1, Ordering::SeqCst) + 1;
         // Paired with that of `push`: who queued before the flush started has its unmap seen by the flush.

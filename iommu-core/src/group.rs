@@ -5,7 +5,7 @@ use alloc::string::ToString;
 use alloc::sync::Arc;
 use alloc::vec::Vec;
 
-use dma_api::{Device, DeviceBuilder, FaultQueue};
+use dma_api::{Counting, Device, DeviceBuilder, FaultQueue, OpsCounters};
 use platform::Platform;
 use platform::pci::{PciAddress, RequesterId};
 use platform::sync::Mutex;
@@ -25,6 +25,8 @@ pub struct Group {
     pub(crate) platform: Arc<dyn Platform>,
     pub(crate) settings: Settings,
     pub(crate) bounce: Option<Arc<Swiotlb>>,
+    /// What drivers do while the group is in an identity domain, which counts nothing itself.
+    pub(crate) untranslated: Arc<OpsCounters>,
     pub(crate) state: Mutex<State>,
 }
 
@@ -138,7 +140,7 @@ impl Group {
         reasons: Vec<Reason>,
     ) -> Self {
         let state = Mutex::new(State { members, reasons, ..State::default() });
-        Self { id, platform, settings, bounce, state }
+        Self { id, platform, settings, bounce, untranslated: Arc::default(), state }
     }
 
     /// Its number.
@@ -211,6 +213,7 @@ impl Group {
             None => {
                 // SAFETY: only `bind_trusted` comes here, whose caller has said that he trusts device and driver.
                 let ops = unsafe { SwiotlbDma::new(Arc::clone(&platform), bounce, ownership) };
+                let ops = Counting::new(ops, Arc::clone(&self.untranslated));
                 builder.build(Arc::new(ops), platform)
             }
         })

@@ -31,9 +31,9 @@ pub struct Iommu {
 /// Counters of all groups together.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
 pub struct Statistics {
-    /// Ranges of I/O addresses mapped.
+    /// DMA mappings made, coherent memory included.
     pub maps: u64,
-    /// Ranges of I/O addresses unmapped.
+    /// DMA mappings ended.
     pub unmaps: u64,
     /// Mappings that went through a bounce buffer.
     pub bounces: u64,
@@ -207,11 +207,14 @@ impl Iommu {
     pub fn statistics(&self) -> Statistics {
         let (faults, faults_lost) = self.faults.counts();
         let mut sum = Statistics { faults, faults_lost, ..Statistics::default() };
-        for domain in self.groups().iter().filter_map(|group| group.default_domain()) {
-            if let Some(cookie) = domain.cookie() {
+        for group in self.groups() {
+            let untranslated = group.untranslated.statistics();
+            sum.maps += untranslated.maps + untranslated.allocations;
+            sum.unmaps += untranslated.unmaps + untranslated.frees;
+            if let Some(cookie) = group.default_domain().as_ref().and_then(|domain| domain.cookie()) {
                 let counts = cookie.iovas.counts();
                 sum.maps += counts.taken;
-                sum.unmaps += counts.given_back;
+                sum.unmaps += counts.given_back + cookie.queue.waiting();
                 sum.magazine_hits += counts.hits;
                 sum.bounces += cookie.bounces.load(Ordering::Relaxed);
                 sum.quarantined += cookie.quarantined();
