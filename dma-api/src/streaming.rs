@@ -203,6 +203,16 @@ impl<B: BufferFor<D>, D: MapDirection> fmt::Debug for Streaming<'_, B, D> {
 
 /// A buffer that is mapped, but the CPU's for now. It is read and written by value, since a device that does not keep to
 /// its turn may change it at any moment; only [`CpuOwned::unmap`] gives a slice.
+///
+/// What others can read is not written:
+///
+/// ```compile_fail,E0599
+/// # fn example(device: &dma_api::Device) -> Result<(), Box<dyn std::error::Error>> {
+/// let shared: std::sync::Arc<[u8]> = vec![0u8; 512].into();
+/// let mapped = dma_api::Streaming::<_, dma_api::ToDevice>::map(device, shared)?;
+/// mapped.sync_for_cpu().write(0, 1);
+/// # Ok(()) }
+/// ```
 #[must_use = "a mapping that is dropped at once is unmapped at once"]
 #[derive(Debug)]
 pub struct CpuOwned<'d, B: BufferFor<D>, D: MapDirection>(Streaming<'d, B, D>);

@@ -245,6 +245,23 @@ fn elements_of_any_size_and_place_are_moved_whole() {
     }
 }
 
+#[test]
+fn a_mapping_may_end_on_another_thread() {
+    let bench = Bench::new();
+    let mapped = map::<_, FromDevice>(&bench, bench.buffer(&[0; 100]));
+    let list =
+        dma_api::ScatterList::<_, FromDevice>::map(&bench.device, vec![bench.buffer(&[0; 100])]).unwrap();
+    assert!(bench.mock.device_write(mapped.dma_address(), &pattern(1, 100)));
+    assert!(bench.mock.device_write(list.segments().next().unwrap().address, &pattern(2, 100)));
+    let (one, many) = std::thread::scope(|scope| {
+        let one = scope.spawn(|| mapped.unmap().unwrap());
+        let many = scope.spawn(|| list.unmap().unwrap());
+        (one.join().unwrap(), many.join().unwrap())
+    });
+    assert_eq!(one[..], pattern(1, 100));
+    assert_eq!(many[0][..], pattern(2, 100));
+}
+
 fn panics(f: impl FnOnce()) -> bool {
     std::panic::catch_unwind(std::panic::AssertUnwindSafe(f)).is_err()
 }
