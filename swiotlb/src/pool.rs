@@ -151,7 +151,7 @@ impl Swiotlb {
     ) -> Result<PhysAddr, DmaError> {
         let address = original.as_ptr().addr() as u64;
         let slot_mask = SLOT_SIZE as u64 - 1;
-        // SWI-05: without a mask, whole pages begin at pages.
+        // Without a mask, whole pages begin at pages.
         let page_mask =
             if len >= 4096 && alloc_align_mask == 0 && parms.min_align_mask() == 0 { 4095 } else { 0 };
         let align_mask = alloc_align_mask | slot_mask;
