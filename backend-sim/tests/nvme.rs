@@ -194,8 +194,9 @@ fn lazy() {
 #[test]
 fn identity() {
     let (maps, bounced) = exercise(|config| Config { settings: IDENTITY, ..config });
-    // The driver says that the controller has 64 address bits: nothing is mapped, and nothing needs to be bounced.
-    assert_eq!((maps, bounced), (0, 0));
+    assert!(maps >= transfers());
+    // The driver says that the controller has 64 address bits: nothing needs to be bounced.
+    assert_eq!(bounced, 0);
 }
 
 #[test]
