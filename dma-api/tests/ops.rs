@@ -10,7 +10,7 @@ use common::{
     pattern,
 };
 use dma_api::{
-    Attrs, Counting, DeviceParms, Direction, DmaError, DmaMapOps, OpsCounters, OpsStatistics, Quarantined,
+    Attrs, Counted, DeviceParms, Direction, DmaError, DmaMapOps, OpsCounters, OpsStatistics, Quarantined,
     SgEntry,
 };
 use platform::PhysAddr;
@@ -94,7 +94,7 @@ fn every_member_arrives_through_an_arc() {
 fn every_member_arrives_through_the_counting_decorator_and_is_counted() {
     let bench = Bench::new();
     let counters = Arc::new(OpsCounters::default());
-    let ops = Counting::new(bench.mock.clone(), counters.clone());
+    let ops = Counted::new(bench.mock.clone(), counters.clone());
     assert_eq!(names(&call_every_member(ops, &bench)), EVERY_MEMBER);
     let expected = OpsStatistics {
         maps: 3,
@@ -112,7 +112,7 @@ fn the_counting_decorator_counts_what_fails() {
     let bench = Bench::new();
     let counters = Arc::new(OpsCounters::default());
     // Ops without bounce buffers.
-    let ops = Counting::new(Required(bench.mock.clone()), counters.clone());
+    let ops = Counted::new(Required(bench.mock.clone()), counters.clone());
     let parms = DeviceParms::new(true, false);
     let mut byte = 0u8;
     // SAFETY: the byte outlives the call, which maps nothing.

@@ -5,7 +5,7 @@ use alloc::string::ToString;
 use alloc::sync::Arc;
 use alloc::vec::Vec;
 
-use dma_api::{Counting, Device, DeviceBuilder, FaultQueue, OpsCounters};
+use dma_api::{Counted, Device, DeviceBuilder, FaultQueue, OpsCounters};
 use platform::Platform;
 use platform::pci::{PciAddress, RequesterId};
 use platform::sync::Mutex;
@@ -213,7 +213,7 @@ impl Group {
             None => {
                 // SAFETY: only `bind_trusted` comes here, whose caller has said that he trusts device and driver.
                 let ops = unsafe { SwiotlbDma::new(Arc::clone(&platform), bounce, ownership) };
-                let ops = Counting::new(ops, Arc::clone(&self.untranslated));
+                let ops = Counted::new(ops, Arc::clone(&self.untranslated));
                 builder.build(Arc::new(ops), platform)
             }
         })

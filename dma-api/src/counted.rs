@@ -9,7 +9,7 @@ use platform::{DmaAddr, PhysAddr};
 use crate::ops::forward_members;
 use crate::{Attrs, CoherentMemory, DeviceParms, Direction, DmaError, DmaMapOps, Quarantined, SgEntry};
 
-/// What went through [`Counting`] ops so far.
+/// What went through [`Counted`] ops so far.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
 pub struct OpsStatistics {
     /// Mappings made; a scatter list is one.
@@ -77,12 +77,12 @@ impl OpsCounters {
 /// A decorator over any [`DmaMapOps`] that counts. For backends that keep no counts of their own: it adds atomic additions to
 /// each call.
 #[derive(Debug)]
-pub struct Counting<T> {
+pub struct Counted<T> {
     ops: T,
     counters: Arc<OpsCounters>,
 }
 
-impl<T: DmaMapOps> Counting<T> {
+impl<T: DmaMapOps> Counted<T> {
     /// Counts in `counters` what goes through `ops`.
     pub fn new(ops: T, counters: Arc<OpsCounters>) -> Self {
         Self { ops, counters }
@@ -90,7 +90,7 @@ impl<T: DmaMapOps> Counting<T> {
 }
 
 // SAFETY: every member is handed to the ops within, whose promises hold.
-unsafe impl<T: DmaMapOps> DmaMapOps for Counting<T> {
+unsafe impl<T: DmaMapOps> DmaMapOps for Counted<T> {
     forward_members!(self => self.ops;
         sync_for_cpu, sync_for_device, dma_supported, required_mask, max_mapping_size, opt_mapping_size, merge_boundary
     );
