@@ -94,11 +94,11 @@ fn a_full_queue_flushes_by_itself() {
         unmap_page(&device, at).unwrap();
     }
     assert_eq!(flushes(&bench), 0);
-    assert_eq!(bench.iommu.statistics().unmaps, 0);
+    assert_eq!(bench.iommu.statistics().unmaps, QUEUE as u64, "those that wait are unmapped too");
     unmap_page(&device, held[QUEUE]).unwrap();
     assert_eq!(flushes(&bench), 1);
-    assert_eq!(bench.iommu.statistics().unmaps, QUEUE as u64, "all but the one that came after the flush");
     bench.tick();
+    assert_eq!(flushes(&bench), 1, "one came after the first flush");
     assert_eq!(bench.iommu.statistics().unmaps, QUEUE as u64 + 1);
 }
 
@@ -112,7 +112,7 @@ fn scatter_lists_wait_as_a_whole() {
         device.ops().map_sg(device.parms(), &mut list, Direction::ToDevice, Attrs::empty()).unwrap();
         device.ops().unmap_sg(device.parms(), &list, Direction::ToDevice, Attrs::empty()).unwrap();
     }
-    assert_eq!((flushes(&bench), bench.iommu.statistics().unmaps), (0, 0));
+    assert_eq!((flushes(&bench), bench.iommu.statistics().unmaps), (0, 1));
     bench.tick();
     assert_eq!((flushes(&bench), bench.iommu.statistics().unmaps), (1, 1));
 }
