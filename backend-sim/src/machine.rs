@@ -33,7 +33,8 @@ pub struct Config {
     pub iommu: Option<iommu::Config>,
     /// How default domains are chosen.
     pub settings: Settings,
-    /// Which devices are not trusted: parts of pages are bounced for them.
+    /// Which devices are not trusted even where [`SimMachine::trust`] binds them: their domain is strict and parts of pages
+    /// are bounced for them.
     pub untrusted: Vec<PciAddress>,
     /// Bytes of the bounce pool.
     pub bounce_pool: usize,

@@ -173,8 +173,10 @@ impl Group {
         self.default_domain().map(|domain| domain.domain_type())
     }
 
-    /// Binds a driver to a device whose default domain confines it in full: translated and strict. Dropping the `Device`
-    /// (and what was made with it) gives the device back.
+    /// Binds a driver to a device whose default domain confines it in full: translated and strict. The device counts as
+    /// untrusted, whatever was said when it was probed, so a page that it would share with something else is never mapped:
+    /// the part of it that is the device's is bounced. Dropping the `Device` (and what was made with it) gives the device
+    /// back.
     ///
     /// # Errors
     /// [`GroupError::NeedsTrust`] in a lazy or an identity domain; [`GroupError::NoSuchDevice`], [`GroupError::NotReady`],
@@ -184,15 +186,16 @@ impl Group {
         self.bind_device(address, false)
     }
 
-    /// Binds a driver to a device whatever its default domain.
+    /// Binds a driver to a device whatever its default domain. Only here can a device that was not called untrusted at the
+    /// probe have pages that it shares with something else.
     ///
     /// # Errors
     /// As [`Group::bind`], but for `NeedsTrust`.
     ///
     /// # Safety
     /// The caller trusts the device and its driver to touch only memory that they were given, and to stop before it is
-    /// given back: an identity domain does not translate at all, and a lazy one leaves memory reachable for a while after
-    /// an unmap.
+    /// given back: an identity domain does not translate at all, a lazy one leaves memory reachable for a while after an
+    /// unmap, and any leaves what shares a page with a buffer.
     pub unsafe fn bind_trusted(self: &Arc<Self>, address: PciAddress) -> Result<Device, GroupError> {
         self.bind_device(address, true)
     }
@@ -200,7 +203,8 @@ impl Group {
     fn bind_device(self: &Arc<Self>, address: PciAddress, trusted: bool) -> Result<Device, GroupError> {
         let (member, domain, ownership) = self.use_default_domain(address, trusted)?;
         let builder = DeviceBuilder::new(Box::<str>::from(address.to_string()))
-            .untrusted(member.untrusted)
+            // Hardware confines to whole pages: the rest is bounced, unless somebody trusts the device.
+            .untrusted(member.untrusted || !trusted)
             .faults(Arc::clone(&member.faults));
         let platform = Arc::clone(&self.platform);
         let bounce = self.bounce.clone();

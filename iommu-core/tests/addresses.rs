@@ -24,7 +24,7 @@ fn small() -> Bench {
 #[test]
 fn every_page_but_the_first_is_handed_out_once() {
     let bench = small();
-    let device = bench.bind(NIC);
+    let device = bench.bind_trusted(NIC);
     let mut all = take_all(&device);
     all.sort_unstable();
     assert_eq!(all, (1..16).map(|page| page * PAGE).collect::<Vec<_>>());
@@ -33,7 +33,7 @@ fn every_page_but_the_first_is_handed_out_once() {
 #[test]
 fn exhaustion_is_an_error_that_says_what_was_asked_and_ends_when_something_comes_back() {
     let bench = small();
-    let device = bench.bind(NIC);
+    let device = bench.bind_trusted(NIC);
     let all = take_all(&device);
     let exhausted = DmaError::AddressSpaceExhausted { size: PAGE as usize, limit: DmaAddr::new(0xffff) };
     assert_eq!(map_page(&device), Err(exhausted));
@@ -46,7 +46,7 @@ fn exhaustion_is_an_error_that_says_what_was_asked_and_ends_when_something_comes
 #[test]
 fn what_the_magazines_hold_serves_other_sizes_when_nothing_else_is_left() {
     let bench = small();
-    let device = bench.bind(NIC);
+    let device = bench.bind_trusted(NIC);
     for page in take_all(&device) {
         unmap_page(&device, DmaAddr::new(page)).unwrap();
     }
@@ -58,7 +58,7 @@ fn what_the_magazines_hold_serves_other_sizes_when_nothing_else_is_left() {
 #[test]
 fn masks_are_honoured() {
     let bench = Setup::default().bench();
-    let device = bench.bind(NIC);
+    let device = bench.bind_trusted(NIC);
     device.set_mask(0xff_ffff).unwrap();
     for _ in 0..100 {
         assert!(map_page(&device).unwrap().get() < 0x100_0000);
@@ -77,7 +77,7 @@ fn masks_are_honoured() {
 #[test]
 fn a_magazine_is_searched_for_an_address_below_the_mask() {
     let bench = Setup::default().bench();
-    let device = bench.bind(NIC);
+    let device = bench.bind_trusted(NIC);
     device.set_mask(0xffff).unwrap();
     let low = map_page(&device).unwrap();
     device.set_mask(0xffff_ffff).unwrap();
@@ -93,13 +93,13 @@ fn a_magazine_is_searched_for_an_address_below_the_mask() {
 #[test]
 fn a_mask_below_which_nothing_is_left_is_not_supported() {
     let bench = Setup::default().bench();
-    let device = bench.bind(NIC);
+    let device = bench.bind_trusted(NIC);
     assert_eq!(device.set_mask(0xfff), Err(DmaError::MaskNotSupported { mask: 0xfff }));
     assert_eq!(device.set_mask(0x1fff), Ok(()), "page 1 is the only one");
     assert_eq!(map_page(&device).map(DmaAddr::get), Ok(0x1000));
     map_page(&device).unwrap_err();
     let bench = Setup::default().aperture(0x10_0000, u64::MAX).bench();
-    let device = bench.bind(NIC);
+    let device = bench.bind_trusted(NIC);
     device.set_mask(0xf_ffff).unwrap_err();
     device.set_mask(0x1f_ffff).unwrap();
 }
@@ -112,7 +112,7 @@ fn little_below_4_gib() -> Setup {
 #[test]
 fn low_addresses_come_first_and_when_they_are_gone_high_ones() {
     let bench = little_below_4_gib().bench();
-    let device = bench.bind(NIC);
+    let device = bench.bind_trusted(NIC);
     device.set_mask(u64::MAX).unwrap();
     let low: Vec<u64> = (0..3).map(|_| map_page(&device).unwrap().get()).collect();
     assert_eq!(low, [0x3000, 0x2000, 0x1000]);
@@ -130,7 +130,7 @@ fn forcedac_takes_high_addresses_at_once() {
     let mut setup = Setup::default();
     setup.settings.forcedac = true;
     let bench = setup.bench();
-    let device = bench.bind(NIC);
+    let device = bench.bind_trusted(NIC);
     device.set_mask(u64::MAX).unwrap();
     assert_eq!(map_page(&device).map(DmaAddr::get), Ok((1 << 48) - PAGE), "the highest of the aperture");
     assert!(device.alloc_coherent(4096, Attrs::empty()).unwrap().dma.get() > FOUR_GIB);
@@ -142,7 +142,7 @@ fn reserved_regions_of_every_kind_are_never_handed_out() {
     for kind in kinds {
         // Pages 4 to 7, named by bytes in their middle.
         let bench = Setup::default().aperture(0, 0xffff).region(NIC, region(0x4800, 0x7001, kind)).bench();
-        let device = bench.bind(NIC);
+        let device = bench.bind_trusted(NIC);
         let mut all = take_all(&device);
         all.sort_unstable();
         let expected = (1..16).filter(|page| !(4..8).contains(page)).map(|page| page * PAGE);
@@ -156,13 +156,13 @@ fn an_empty_or_endless_region_reserves_nothing() {
     endless.len = u64::MAX;
     let setup = Setup::default().aperture(0, 0xffff).region(NIC, endless);
     let bench = setup.region(NIC, region(0x8000, 0x8000, ResvType::Reserved)).bench();
-    assert_eq!(take_all(&bench.bind(NIC)).len(), 15);
+    assert_eq!(take_all(&bench.bind_trusted(NIC)).len(), 15);
 }
 
 #[test]
 fn ranges_are_aligned_to_their_size_rounded_up() {
     let bench = Setup::default().bench();
-    let device = bench.bind(NIC);
+    let device = bench.bind_trusted(NIC);
     for pages in [1, 2, 3, 5, 8, 31, 33, 64, 100, 513] {
         let at = map(&device, 0x4000_0000, pages * PAGE as usize, TO).unwrap();
         let aligned_to = (pages as u64).next_power_of_two() * PAGE;
@@ -173,7 +173,7 @@ fn ranges_are_aligned_to_their_size_rounded_up() {
 #[test]
 fn the_offset_in_the_page_is_kept_and_the_last_byte_counts() {
     let bench = Setup::default().bench();
-    let device = bench.bind(NIC);
+    let device = bench.bind_trusted(NIC);
     let at = map(&device, 0x10_0ffe, 4, TO).unwrap();
     assert_eq!(at.get() & 0xfff, 0xffe);
     assert_eq!(bench.toy.reach(NIC, at, false), Some(0x10_0ffe));
@@ -185,7 +185,7 @@ fn the_offset_in_the_page_is_kept_and_the_last_byte_counts() {
 #[test]
 fn absurd_lengths_are_errors() {
     let bench = Setup::default().bench();
-    let device = bench.bind(NIC);
+    let device = bench.bind_trusted(NIC);
     assert_eq!(map(&device, 0x1000, 0, TO), Err(DmaError::InvalidLength(0)));
     assert_eq!(map(&device, 0xfff, usize::MAX, TO), Err(DmaError::InvalidLength(usize::MAX)));
     let size = 1 << 60;
@@ -201,7 +201,7 @@ fn absurd_lengths_are_errors() {
 #[test]
 fn an_aperture_to_the_very_end_of_the_address_space_works() {
     let bench = Setup::default().aperture(0, u64::MAX).bench();
-    let device = bench.bind(NIC);
+    let device = bench.bind_trusted(NIC);
     device.set_mask(u64::MAX).unwrap();
     for _ in 0..3 {
         map(&device, 0x1000, PAGE as usize, TO).unwrap();
@@ -211,7 +211,7 @@ fn an_aperture_to_the_very_end_of_the_address_space_works() {
 #[test]
 fn the_sizes_that_are_mapped_fast_are_told() {
     let bench = Setup::default().bench();
-    let device = bench.bind(NIC);
+    let device = bench.bind_trusted(NIC);
     assert_eq!(device.opt_mapping_size(), 32 * PAGE as usize);
     assert_eq!(device.max_mapping_size(), usize::MAX);
     assert_eq!(device.ops().merge_boundary(), PAGE - 1);
@@ -220,7 +220,7 @@ fn the_sizes_that_are_mapped_fast_are_told() {
 #[test]
 fn many_ranges_go_through_magazines_depot_and_tree_and_come_back() {
     let bench = Setup::default().bench();
-    let device = bench.bind(NIC);
+    let device = bench.bind_trusted(NIC);
     // More than two magazines and the depot hold, so that every way is taken both ways.
     for round in 0..3 {
         let count = 5000;
@@ -240,7 +240,7 @@ fn many_ranges_go_through_magazines_depot_and_tree_and_come_back() {
 #[test]
 fn threads_never_get_the_same_addresses() {
     let bench = Setup::default().aperture(0, 64 * PAGE - 1).bench();
-    let device = bench.bind(NIC);
+    let device = bench.bind_trusted(NIC);
     std::thread::scope(|scope| {
         for thread in 0..4u64 {
             let device = &device;
@@ -267,7 +267,7 @@ proptest! {
         wide in any::<bool>(),
     ) {
         let bench = Setup::default().aperture(0, 0x7f_ffff).region(NIC, region(0x10_0000, 0x18_0000, ResvType::Msi)).bench();
-        let device = bench.bind(NIC);
+        let device = bench.bind_trusted(NIC);
         let mask = if wide { u64::MAX } else { 0x3f_ffff };
         device.set_mask(mask).unwrap();
         let mut live: BTreeMap<u64, (u64, u64)> = BTreeMap::new();

@@ -60,10 +60,21 @@ fn whole_pages_are_mapped_where_they_are() {
 #[test]
 fn a_trusted_device_gets_parts_of_pages_where_they_are() {
     let bench = Setup::default().bench();
-    let device = bench.bind(NIC);
+    let device = bench.bind_trusted(NIC);
     let at = map(&device, 0x10_0010, 100, Direction::FromDevice).unwrap();
     assert_eq!(bench.toy.reach(NIC, at, true), Some(0x10_0010));
     assert_eq!(bounces(&bench), 0);
+}
+
+#[test]
+fn a_device_that_nobody_has_trusted_gets_no_parts_of_pages() {
+    let bench = Setup::default().bench();
+    let device = bench.bind(NIC);
+    let memory = bench.host.memory(PAGE as usize);
+    let at = map(&device, memory.phys() + 0x10, 100, Direction::FromDevice).unwrap();
+    let reached = bench.toy.reach(NIC, at, true).unwrap();
+    assert_ne!(reached & !(PAGE - 1), memory.phys(), "the page of the buffer is not mapped");
+    assert_eq!(bounces(&bench), 1);
 }
 
 #[test]
@@ -93,7 +104,7 @@ fn memory_that_is_not_ram_is_bounced_for_every_device() {
     assert_eq!((heap[49], heap[50]), (6, 5));
     assert_eq!(bounces(&bench), 1);
     // RAM is not.
-    let ram = DmaBuffer::<u8>::zeroed(&device, 100).unwrap();
+    let ram = DmaBuffer::<u8>::zeroed(&device, PAGE as usize).unwrap();
     let _mapping: Streaming<'_, _, ToDevice> = Streaming::map(&device, ram).unwrap();
     assert_eq!(bounces(&bench), 1);
 }

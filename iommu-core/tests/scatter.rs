@@ -46,7 +46,7 @@ fn check_reaches(bench: &Bench, list: &[SgEntry], count: usize) {
 #[test]
 fn elements_that_fill_their_pages_join() {
     let bench = Setup::default().bench();
-    let device = bench.bind(NIC);
+    let device = bench.bind_trusted(NIC);
     let mut elements = list(&[(0x10_0000, 4096), (0x50_0000, 8192), (0x20_0000, 100)]);
     let count = map_sg(&device, &mut elements).unwrap();
     assert_eq!(segments(&elements, count), [(0, 4096 + 8192 + 100)]);
@@ -59,7 +59,7 @@ fn elements_that_fill_their_pages_join() {
 #[test]
 fn a_gap_ends_a_segment() {
     let bench = Setup::default().bench();
-    let device = bench.bind(NIC);
+    let device = bench.bind_trusted(NIC);
     // The first does not reach its page's end, the third does not start at its page's start.
     let mut elements = list(&[(0x10_0000, 100), (0x50_0000, 4096), (0x20_0800, 2048), (0x30_0000, 4096)]);
     let count = map_sg(&device, &mut elements).unwrap();
@@ -70,7 +70,7 @@ fn a_gap_ends_a_segment() {
 #[test]
 fn a_segment_is_no_longer_than_the_device_takes() {
     let bench = Setup::default().bench();
-    let device = bench.bind(NIC);
+    let device = bench.bind_trusted(NIC);
     device.parms().set_max_segment_size(8192);
     let mut elements = list(&[(0x10_0000, 4096); 5]);
     let count = map_sg(&device, &mut elements).unwrap();
@@ -84,7 +84,7 @@ fn a_segment_is_no_longer_than_the_device_takes() {
 #[test]
 fn no_segment_crosses_the_boundary() {
     let bench = Setup::default().bench();
-    let device = bench.bind(NIC);
+    let device = bench.bind_trusted(NIC);
     device.parms().set_segment_boundary(0x3fff);
     // The second would lie across 16 KiB and moves up to it; the third joins it, and the fourth begins a new one.
     let mut elements = list(&[(0x10_0000, 12288), (0x20_0000, 8192), (0x30_0000, 8192), (0x40_0000, 4096)]);
@@ -100,7 +100,7 @@ fn no_segment_crosses_the_boundary() {
 #[test]
 fn a_list_is_unmapped_as_it_was_mapped_whatever_the_limits_are_by_then() {
     let bench = Setup::default().bench();
-    let device = bench.bind(NIC);
+    let device = bench.bind_trusted(NIC);
     device.parms().set_segment_boundary(0x3fff);
     let mut elements = list(&[(0x10_0000, 12288), (0x20_0000, 8192)]);
     map_sg(&device, &mut elements).unwrap();
@@ -126,7 +126,7 @@ fn a_list_is_unmapped_as_it_was_mapped_whatever_the_limits_are_by_then() {
 #[test]
 fn a_list_takes_one_range_of_addresses_and_one_invalidation() {
     let bench = Setup::default().bench();
-    let device = bench.bind(NIC);
+    let device = bench.bind_trusted(NIC);
     let mut elements = list(&[(0x10_0000, 4096), (0x50_0100, 64), (0x20_0000, 100)]);
     map_sg(&device, &mut elements).unwrap();
     assert_eq!(bench.iommu.statistics().maps, 1);
@@ -140,7 +140,7 @@ fn a_list_takes_one_range_of_addresses_and_one_invalidation() {
 #[test]
 fn a_list_that_fails_in_the_middle_leaves_nothing() {
     let bench = Setup::default().aperture(0, 0xffff).bench();
-    let device = bench.bind(NIC);
+    let device = bench.bind_trusted(NIC);
     for left in 0..8 {
         bench.toy.set_pages_left(left);
         let mut elements = list(&[(0x10_0000, 4096), (0x50_0000, 3 * 4096), (0x20_0000, 4 * 4096)]);
@@ -155,7 +155,7 @@ fn a_list_that_fails_in_the_middle_leaves_nothing() {
 #[test]
 fn a_list_whose_unmap_is_not_confirmed_is_quarantined_whole() {
     let bench = Setup::default().bench();
-    let device = bench.bind(NIC);
+    let device = bench.bind_trusted(NIC);
     let mut elements = list(&[(0x10_0000, 4096), (0x50_0000, 4096)]);
     map_sg(&device, &mut elements).unwrap();
     bench.toy.set_silent(true);
@@ -166,7 +166,7 @@ fn a_list_whose_unmap_is_not_confirmed_is_quarantined_whole() {
 #[test]
 fn empty_lists_and_elements_are_refused() {
     let bench = Setup::default().bench();
-    let device = bench.bind(NIC);
+    let device = bench.bind_trusted(NIC);
     map_sg(&device, &mut []).unwrap_err();
     map_sg(&device, &mut list(&[(0x10_0000, 4096), (0x20_0000, 0)])).unwrap_err();
     map_sg(&device, &mut list(&[(0x10_0000, usize::MAX), (0x10_0000, usize::MAX)])).unwrap_err();
@@ -176,7 +176,7 @@ fn empty_lists_and_elements_are_refused() {
 #[test]
 fn an_untrusted_device_gets_every_element_for_itself_when_one_must_be_bounced() {
     let bench = Setup::default().untrusted(NIC).bench();
-    let device = bench.bind(NIC);
+    let device = bench.bind_trusted(NIC);
     let memory = bench.host.memory(3 * PAGE as usize);
     let phys = memory.phys();
     bench.host.device_write(phys + 2 * PAGE, &[3; 64]);
@@ -209,7 +209,7 @@ proptest! {
         boundary in 15u32..20,
     ) {
         let bench = Setup::default().bench();
-        let device = bench.bind(NIC);
+        let device = bench.bind_trusted(NIC);
         let (max_segment, boundary) = (1u64 << max_segment, 1u64 << boundary);
         device.parms().set_max_segment_size(max_segment);
         device.parms().set_segment_boundary(boundary - 1);

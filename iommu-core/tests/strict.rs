@@ -14,7 +14,7 @@ fn bench() -> Bench {
 #[test]
 fn after_an_unmap_the_device_is_out() {
     let bench = bench();
-    let device = bench.bind(NIC);
+    let device = bench.bind_trusted(NIC);
     let at = map_page(&device).unwrap();
     assert_eq!(bench.toy.reach(NIC, at, false), Some(0x10_0000), "and now it is remembered");
     unmap_page(&device, at).unwrap();
@@ -24,7 +24,7 @@ fn after_an_unmap_the_device_is_out() {
 #[test]
 fn the_invalidation_comes_before_the_address_is_handed_out_again() {
     let bench = bench();
-    let device = bench.bind(NIC);
+    let device = bench.bind_trusted(NIC);
     bench.toy.take_log();
     let at = map_page(&device).unwrap();
     unmap_page(&device, at).unwrap();
@@ -40,7 +40,7 @@ fn the_invalidation_comes_before_the_address_is_handed_out_again() {
 #[test]
 fn one_unmap_takes_one_invalidation_however_long_it_is() {
     let bench = bench();
-    let device = bench.bind(NIC);
+    let device = bench.bind_trusted(NIC);
     let len = 3 << 20;
     let at = map(&device, 0x4000_0000, len, Direction::FromDevice).unwrap();
     bench.toy.take_log();
@@ -56,7 +56,7 @@ fn one_unmap_takes_one_invalidation_however_long_it_is() {
 fn what_the_iommu_did_not_confirm_is_never_handed_out_again() {
     // Fifteen pages of addresses, one of which is lost.
     let bench = Setup::default().aperture(0, 0xffff).bench();
-    let device = bench.bind(NIC);
+    let device = bench.bind_trusted(NIC);
     let lost = map_page(&device).unwrap();
     bench.toy.reach(NIC, lost, false).unwrap();
     bench.toy.set_silent(true);
@@ -72,7 +72,7 @@ fn what_the_iommu_did_not_confirm_is_never_handed_out_again() {
 #[test]
 fn a_quarantined_buffer_is_leaked_not_freed() {
     let bench = bench();
-    let device = bench.bind(NIC);
+    let device = bench.bind_trusted(NIC);
     let before = bench.host.live();
     let buffer = DmaBuffer::<u8>::zeroed(&device, PAGE as usize).unwrap();
     let mapping: Streaming<'_, _, ToDevice> = Streaming::map(&device, buffer).unwrap();
@@ -84,7 +84,7 @@ fn a_quarantined_buffer_is_leaked_not_freed() {
 #[test]
 fn a_hole_where_a_mapping_should_be_is_quarantined() {
     let bench = bench();
-    let device = bench.bind(NIC);
+    let device = bench.bind_trusted(NIC);
     let at = map(&device, 0x10_0000, 2 * PAGE as usize, Direction::ToDevice).unwrap();
     let domain = bench.group(NIC).domain().unwrap();
     let mut gather = domain.gather();
@@ -98,7 +98,7 @@ fn a_hole_where_a_mapping_should_be_is_quarantined() {
 #[test]
 fn a_failed_map_is_taken_back_and_its_addresses_with_it() {
     let bench = Setup::default().aperture(0, 0xffff).bench();
-    let device = bench.bind(NIC);
+    let device = bench.bind_trusted(NIC);
     bench.toy.set_pages_left(3);
     bench.toy.take_log();
     let failed = map(&device, 0x10_0000, 8 * PAGE as usize, Direction::ToDevice);
@@ -117,7 +117,7 @@ fn a_failed_map_is_taken_back_and_its_addresses_with_it() {
 fn when_a_rollback_is_not_confirmed_the_devices_are_blocked() {
     // The caller gets his memory back with the error, so the device must not reach it.
     let bench = bench();
-    let device = bench.bind(NIC);
+    let device = bench.bind_trusted(NIC);
     bench.toy.set_pages_left(1);
     bench.toy.set_silent(true);
     let failed = map(&device, 0x10_0000, 2 * PAGE as usize, Direction::ToDevice);
@@ -131,7 +131,7 @@ fn new_mappings_are_shown_to_hardware_that_remembers_absence() {
     let mut setup = Setup::default();
     setup.knobs.needs_sync_map = true;
     let bench = setup.bench();
-    let device = bench.bind(NIC);
+    let device = bench.bind_trusted(NIC);
     let at = map_page(&device).unwrap();
     unmap_page(&device, at).unwrap();
     bench.toy.set_silent(true);
@@ -141,7 +141,7 @@ fn new_mappings_are_shown_to_hardware_that_remembers_absence() {
 #[test]
 fn the_direction_becomes_the_permission() {
     let bench = bench();
-    let device = bench.bind(NIC);
+    let device = bench.bind_trusted(NIC);
     let cases = [
         (Direction::ToDevice, Prot::READ),
         (Direction::FromDevice, Prot::WRITE),
@@ -161,7 +161,7 @@ fn the_direction_becomes_the_permission() {
 #[test]
 fn attributes_become_permissions_too() {
     let bench = bench();
-    let device = bench.bind(NIC);
+    let device = bench.bind_trusted(NIC);
     let prot = |attrs| {
         bench.toy.take_log();
         // SAFETY: the toy's devices touch nothing by themselves.
@@ -178,7 +178,7 @@ fn attributes_become_permissions_too() {
 #[test]
 fn a_removed_device_gets_gone_and_reaches_nothing() {
     let bench = bench();
-    let device = bench.bind(NIC);
+    let device = bench.bind_trusted(NIC);
     let at = map_page(&device).unwrap();
     let memory = device.alloc_coherent(4096, Attrs::empty()).unwrap();
     bench.iommu.remove(NIC);
@@ -200,7 +200,7 @@ fn a_removed_device_gets_gone_and_reaches_nothing() {
 #[test]
 fn coherent_memory_is_zeroed_mapped_both_ways_and_goes_back() {
     let bench = bench();
-    let device = bench.bind(NIC);
+    let device = bench.bind_trusted(NIC);
     let before = bench.host.live();
     let memory = device.alloc_coherent(6000, Attrs::empty()).unwrap();
     assert_eq!(bench.host.live(), before + 8192);
@@ -217,7 +217,7 @@ fn coherent_memory_is_zeroed_mapped_both_ways_and_goes_back() {
 #[test]
 fn coherent_memory_that_the_device_may_still_reach_is_kept() {
     let bench = bench();
-    let device = bench.bind(NIC);
+    let device = bench.bind_trusted(NIC);
     let before = bench.host.live();
     let memory = device.alloc_coherent(4096, Attrs::empty()).unwrap();
     bench.toy.set_silent(true);
@@ -230,7 +230,7 @@ fn coherent_memory_that_the_device_may_still_reach_is_kept() {
 #[test]
 fn a_failed_allocation_leaves_nothing_behind() {
     let bench = bench();
-    let device = bench.bind(NIC);
+    let device = bench.bind_trusted(NIC);
     let before = bench.host.live();
     bench.toy.set_pages_left(0);
     assert_eq!(device.alloc_coherent(4096, Attrs::empty()).unwrap_err(), DmaError::OutOfMemory);
@@ -243,7 +243,7 @@ fn a_failed_allocation_leaves_nothing_behind() {
 #[test]
 fn maps_and_unmaps_are_counted() {
     let bench = bench();
-    let device = bench.bind(NIC);
+    let device = bench.bind_trusted(NIC);
     for _ in 0..3 {
         let at = map_page(&device).unwrap();
         unmap_page(&device, at).unwrap();
