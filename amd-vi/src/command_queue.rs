@@ -11,7 +11,7 @@ use crate::command::Command;
 use crate::completion::{Semaphore, Ticket};
 use crate::control::ControlRegister;
 use crate::memory::Region;
-use crate::registers::{Registers, offset, ring_base};
+use crate::registers::{LOG2_ENTRIES, Registers, offset, ring_base};
 
 /// Why commands did not do what they should. Nothing that they were to invalidate may be used again.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, thiserror::Error)]
@@ -80,8 +80,9 @@ pub struct CommandQueue {
 /// The most commands that are put in under one hold of the lock.
 const BATCH: usize = 16;
 
-/// How often the completion word is looked at before anything else is done: most waits end here.
-const SPINS: u32 = 64;
+/// How often the completion word is looked at before anything else is done: most waits end here. Once in a
+/// model, which gains nothing by looking again.
+const SPINS: u32 = if cfg!(loom) { 1 } else { 64 };
 
 impl CommandQueue {
     /// A stopped ring of `2^log2_entries` commands (8 to 15). `timeout` is how long a full ring or a completion may take.
@@ -94,7 +95,7 @@ impl CommandQueue {
         log2_entries: u32,
         timeout: Duration,
     ) -> Result<Self, OutOfFrames> {
-        let log2_entries = log2_entries.clamp(8, 15);
+        let log2_entries = log2_entries.clamp(LOG2_ENTRIES.0, LOG2_ENTRIES.1);
         Ok(Self {
             ring: Region::new(platform, Command::SIZE << log2_entries)?,
             semaphore: Semaphore::new(platform)?,

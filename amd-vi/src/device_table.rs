@@ -70,7 +70,7 @@ impl DeviceTable {
 
     /// The value of the Device Table Base Address Register: the address, and the size in 4 KiB units less one.
     pub(crate) fn base_register(&self) -> u64 {
-        self.base().get() | ((self.memory.size() >> 12) - 1)
+        self.base().get() | (self.memory.size().div_ceil(0x1000) - 1)
     }
 
     /// Whether the table has an entry for `device`.

@@ -10,7 +10,7 @@ use platform::{OutOfFrames, Platform, TimedOut, time};
 use crate::control::ControlRegister;
 use crate::event::Event;
 use crate::memory::Region;
-use crate::registers::{Registers, Status, offset, ring_base};
+use crate::registers::{LOG2_ENTRIES, Registers, Status, offset, ring_base};
 
 /// How long an entry that the tail has passed may stay unwritten (errata 732 and 733).
 const ENTRY_TIMEOUT: Duration = Duration::from_millis(10);
@@ -55,7 +55,7 @@ impl EventLog {
         registers: Registers,
         log2_entries: u32,
     ) -> Result<Self, OutOfFrames> {
-        let ring = Region::new(platform, Event::SIZE << log2_entries.clamp(8, 15))?;
+        let ring = Region::new(platform, Event::SIZE << log2_entries.clamp(LOG2_ENTRIES.0, LOG2_ENTRIES.1))?;
         Ok(Self { ring, registers, platform: platform.clone(), reader: Mutex::new(Reader::default()) })
     }
 

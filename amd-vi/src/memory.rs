@@ -2,7 +2,7 @@
 
 use alloc::sync::Arc;
 
-use platform::frames::FRAME_SIZE;
+use platform::frames::{FRAME_SIZE, WORDS_PER_FRAME};
 use platform::sync::atomic::AtomicU64;
 use platform::{FrameRequest, OutOfFrames, PhysAddr, Platform, Window};
 
@@ -22,9 +22,12 @@ impl Region {
     /// The highest address that a base register or a table entry can express.
     const LIMIT: PhysAddr = PhysAddr::new((1 << 52) - 1);
 
+    /// Bytes in the smallest region: a frame's words, which are few in a model.
+    const SMALLEST: u64 = 8 * WORDS_PER_FRAME as u64;
+
     /// Zeroed memory of `size` bytes at least.
     pub(crate) fn new(platform: &Arc<dyn Platform>, size: u64) -> Result<Self, OutOfFrames> {
-        let size = size.max(FRAME_SIZE as u64).next_power_of_two();
+        let size = size.max(Self::SMALLEST).next_power_of_two();
         let request = FrameRequest { size: size as usize, align: FRAME_SIZE, limit: Self::LIMIT };
         let base = platform.alloc(request)?;
         Ok(Self { platform: platform.clone(), window: platform.window(), base, size })

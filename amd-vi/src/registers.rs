@@ -324,6 +324,9 @@ impl fmt::Debug for Registers {
     }
 }
 
+/// Logarithms of the numbers of entries that a ring may have. A model's rings are shorter.
+pub(crate) const LOG2_ENTRIES: (u32, u32) = (if cfg!(loom) { 2 } else { 8 }, 15);
+
 /// The value of a ring's base register: its address and the logarithm of its number of entries.
 pub const fn ring_base(base: PhysAddr, log2_entries: u32) -> u64 {
     (base.get() & 0x000f_ffff_ffff_f000) | (log2_entries as u64 & 0xf) << 56

@@ -9,7 +9,8 @@ use crate::sync::atomic::AtomicU64;
 /// need by size and alignment.
 pub const FRAME_SIZE: usize = 4096;
 
-/// How many words of a frame exist: all of them in life, four in a model (loom pays for each atomic).
+/// How many words of a frame exist: all of them in life, four in a model (loom pays for each atomic). Who asks for less than a
+/// frame, a short ring for a model, gets as many words as that takes, four at least.
 pub const WORDS_PER_FRAME: usize = if cfg!(loom) { 4 } else { FRAME_SIZE / 8 };
 
 /// What is wanted of [`Frames::alloc`].
@@ -129,7 +130,7 @@ impl Window {
             let index = at.offset_in(FRAME_SIZE as u64) as usize / 8;
             // SAFETY: as above; in a model every frame is a `ModelFrame`.
             let frame = unsafe { &*self.ptr(at.align_down(FRAME_SIZE as u64)).cast::<model::ModelFrame>() };
-            &frame.words[index % WORDS_PER_FRAME]
+            &frame.words[index % frame.words.len()]
         }
     }
 
@@ -163,7 +164,7 @@ impl fmt::Debug for Window {
 #[cfg(loom)]
 pub use model::ModelFrames;
 
-/// Frames for models: each a boxed array of four of loom's atomics.
+/// Frames for models: each a boxed array of a few of loom's atomics.
 #[cfg(loom)]
 mod model {
     use alloc::boxed::Box;
@@ -176,7 +177,7 @@ mod model {
 
     #[repr(align(4096))]
     pub(super) struct ModelFrame {
-        pub(super) words: [AtomicU64; WORDS_PER_FRAME],
+        pub(super) words: Box<[AtomicU64]>,
     }
 
     /// A frame allocator for models. It counts what is out, so that a model can show that nothing leaks.
@@ -215,7 +216,12 @@ mod model {
                 return Err(OutOfFrames(request));
             }
             self.live.fetch_add(1, Ordering::SeqCst);
-            let frame = Box::new(ModelFrame { words: core::array::from_fn(|_| AtomicU64::new(0)) });
+            let words = if request.size < FRAME_SIZE {
+                request.size.div_ceil(8).max(WORDS_PER_FRAME)
+            } else {
+                WORDS_PER_FRAME
+            };
+            let frame = Box::new(ModelFrame { words: (0..words).map(|_| AtomicU64::new(0)).collect() });
             Ok(PhysAddr::new(Box::into_raw(frame).expose_provenance() as u64))
         }
 
