@@ -1,6 +1,7 @@
 //! Counting what goes through a device's operations.
 
 use alloc::sync::Arc;
+use core::fmt;
 use core::ptr::NonNull;
 
 use platform::sync::atomic::{AtomicU64, Ordering};
@@ -9,7 +10,8 @@ use platform::{DmaAddr, PhysAddr};
 use crate::ops::forward_members;
 use crate::{Attrs, CoherentMemory, DeviceParms, Direction, DmaError, DmaMapOps, Quarantined, SgEntry};
 
-/// What went through [`Counted`] ops so far.
+/// What went through [`Counted`] ops so far. Mappings and coherent allocations are told apart in their numbers; what lives now,
+/// the high water and the sizes are those of both.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
 pub struct OpsStatistics {
     /// Mappings made; a scatter list is one.
@@ -20,28 +22,118 @@ pub struct OpsStatistics {
     pub unmaps: u64,
     /// Coherent allocations.
     pub allocations: u64,
+    /// Bytes in them.
+    pub allocated_bytes: u64,
     /// Coherent allocations freed, those that were quarantined included.
     pub frees: u64,
     /// Maps and allocations that failed.
     pub failures: u64,
     /// Unmaps and frees whose memory was quarantined.
     pub quarantines: u64,
+    /// Mappings and allocations that have not ended.
+    pub live: u64,
+    /// Bytes in them.
+    pub live_bytes: u64,
+    /// The most that lived at once.
+    pub high_water: u64,
+    /// The most bytes that lived at once.
+    pub high_water_bytes: u64,
+    /// How long the mappings and allocations were.
+    pub sizes: SizeHistogram,
+}
+
+const BUCKETS: usize = u64::BITS as usize;
+
+/// How many sizes there were of each power of two.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub struct SizeHistogram([u64; BUCKETS]);
+
+impl SizeHistogram {
+    /// How many sizes have the same highest bit as `size`, in bytes: they are at least that power of two and less than the
+    /// next.
+    pub fn count(&self, size: u64) -> u64 {
+        self.0[bucket(size)]
+    }
+
+    /// The powers of two of which there were sizes, in bytes, and how many, in rising order.
+    pub fn iter(&self) -> impl Iterator<Item = (u64, u64)> + '_ {
+        self.0.iter().enumerate().filter(|&(_, &count)| count != 0).map(|(bit, &count)| (1 << bit, count))
+    }
+}
+
+impl Default for SizeHistogram {
+    fn default() -> Self {
+        Self([0; BUCKETS])
+    }
+}
+
+impl fmt::Debug for SizeHistogram {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_map().entries(self.iter()).finish()
+    }
+}
+
+fn bucket(size: u64) -> usize {
+    size.checked_ilog2().unwrap_or(0) as usize
 }
 
 /// Counters that any number of devices share.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub struct OpsCounters {
     maps: AtomicU64,
     mapped_bytes: AtomicU64,
     unmaps: AtomicU64,
     allocations: AtomicU64,
+    allocated_bytes: AtomicU64,
     frees: AtomicU64,
     failures: AtomicU64,
     quarantines: AtomicU64,
+    live: Level,
+    live_bytes: Level,
+    sizes: [AtomicU64; BUCKETS],
+}
+
+/// A number that rises and falls, and the highest it has been.
+#[derive(Debug, Default)]
+struct Level {
+    now: AtomicU64,
+    highest: AtomicU64,
+}
+
+impl Level {
+    fn rise(&self, by: u64) {
+        let now = self.now.fetch_add(by, Ordering::Relaxed).wrapping_add(by);
+        // Read first: once the level has been as high, nothing is written.
+        if now > self.highest.load(Ordering::Relaxed) {
+            self.highest.fetch_max(now, Ordering::Relaxed);
+        }
+    }
+
+    fn fall(&self, by: u64) {
+        self.now.fetch_sub(by, Ordering::Relaxed);
+    }
 }
 
 fn add(counter: &AtomicU64, count: u64) {
     counter.fetch_add(count, Ordering::Relaxed);
+}
+
+impl Default for OpsCounters {
+    fn default() -> Self {
+        Self {
+            maps: AtomicU64::default(),
+            mapped_bytes: AtomicU64::default(),
+            unmaps: AtomicU64::default(),
+            allocations: AtomicU64::default(),
+            allocated_bytes: AtomicU64::default(),
+            frees: AtomicU64::default(),
+            failures: AtomicU64::default(),
+            quarantines: AtomicU64::default(),
+            live: Level::default(),
+            live_bytes: Level::default(),
+            sizes: core::array::from_fn(|_| AtomicU64::default()),
+        }
+    }
 }
 
 impl OpsCounters {
@@ -53,29 +145,52 @@ impl OpsCounters {
             mapped_bytes: load(&self.mapped_bytes),
             unmaps: load(&self.unmaps),
             allocations: load(&self.allocations),
+            allocated_bytes: load(&self.allocated_bytes),
             frees: load(&self.frees),
             failures: load(&self.failures),
             quarantines: load(&self.quarantines),
+            live: load(&self.live.now),
+            live_bytes: load(&self.live_bytes.now),
+            high_water: load(&self.live.highest),
+            high_water_bytes: load(&self.live_bytes.highest),
+            sizes: SizeHistogram(core::array::from_fn(|bit| load(&self.sizes[bit]))),
         }
     }
 
-    fn mapped<R>(&self, len: u64, result: &Result<R, DmaError>) {
-        if result.is_ok() {
-            add(&self.maps, 1);
-            add(&self.mapped_bytes, len);
-        } else {
-            add(&self.failures, 1);
-        }
+    fn mapped<R>(&self, size: u64, result: &Result<R, DmaError>) {
+        self.made(&self.maps, &self.mapped_bytes, size, result.is_ok());
     }
 
-    fn ended(&self, counter: &AtomicU64, result: Result<(), Quarantined>) {
+    fn allocated<R>(&self, size: u64, result: &Result<R, DmaError>) {
+        self.made(&self.allocations, &self.allocated_bytes, size, result.is_ok());
+    }
+
+    fn made(&self, counter: &AtomicU64, bytes: &AtomicU64, size: u64, made: bool) {
+        if !made {
+            return add(&self.failures, 1);
+        }
+        add(counter, 1);
+        add(bytes, size);
+        add(&self.sizes[bucket(size)], 1);
+        self.live.rise(1);
+        self.live_bytes.rise(size);
+    }
+
+    fn ended(&self, counter: &AtomicU64, size: u64, result: Result<(), Quarantined>) {
         add(counter, 1);
         add(&self.quarantines, u64::from(result.is_err()));
+        self.live.fall(1);
+        self.live_bytes.fall(size);
     }
 }
 
+/// The bytes of a scatter list.
+fn total(list: &[SgEntry]) -> u64 {
+    list.iter().map(|entry| entry.len as u64).sum()
+}
+
 /// A decorator over any [`DmaMapOps`] that counts. For backends that keep no counts of their own: it adds atomic additions to
-/// each call.
+/// each call, to counters that all CPUs share.
 #[derive(Debug)]
 pub struct Counted<T> {
     ops: T,
@@ -97,7 +212,7 @@ unsafe impl<T: DmaMapOps> DmaMapOps for Counted<T> {
 
     fn alloc(&self, dev: &DeviceParms, size: usize, attrs: Attrs) -> Result<CoherentMemory, DmaError> {
         let result = self.ops.alloc(dev, size, attrs);
-        add(if result.is_ok() { &self.counters.allocations } else { &self.counters.failures }, 1);
+        self.counters.allocated(size as u64, &result);
         result
     }
 
@@ -109,7 +224,7 @@ unsafe impl<T: DmaMapOps> DmaMapOps for Counted<T> {
     ) -> Result<(), Quarantined> {
         // SAFETY: the caller's promise, handed on.
         let result = unsafe { self.ops.free(dev, memory, attrs) };
-        self.counters.ended(&self.counters.frees, result);
+        self.counters.ended(&self.counters.frees, memory.size as u64, result);
         result
     }
 
@@ -137,7 +252,7 @@ unsafe impl<T: DmaMapOps> DmaMapOps for Counted<T> {
     ) -> Result<(), Quarantined> {
         // SAFETY: the caller's promise, handed on.
         let result = unsafe { self.ops.unmap_phys(dev, address, len, dir, attrs) };
-        self.counters.ended(&self.counters.unmaps, result);
+        self.counters.ended(&self.counters.unmaps, len as u64, result);
         result
     }
 
@@ -164,7 +279,7 @@ unsafe impl<T: DmaMapOps> DmaMapOps for Counted<T> {
     ) -> Result<usize, DmaError> {
         // SAFETY: the caller's promise, handed on.
         let result = unsafe { self.ops.map_sg(dev, list, dir, attrs) };
-        self.counters.mapped(list.iter().map(|entry| entry.len as u64).sum(), &result);
+        self.counters.mapped(total(list), &result);
         result
     }
 
@@ -177,7 +292,7 @@ unsafe impl<T: DmaMapOps> DmaMapOps for Counted<T> {
     ) -> Result<(), Quarantined> {
         // SAFETY: the caller's promise, handed on.
         let result = unsafe { self.ops.unmap_sg(dev, list, dir, attrs) };
-        self.counters.ended(&self.counters.unmaps, result);
+        self.counters.ended(&self.counters.unmaps, total(list), result);
         result
     }
 }

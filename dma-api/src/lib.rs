@@ -23,7 +23,7 @@ mod volatile;
 pub use attrs::Attrs;
 pub use buffer::DmaBuffer;
 pub use coherent::{Coherent, CoherentSlice, dma_rmb, dma_wmb};
-pub use counted::{Counted, OpsCounters, OpsStatistics};
+pub use counted::{Counted, OpsCounters, OpsStatistics, SizeHistogram};
 pub use device::{Device, DeviceBuilder};
 pub use direction::Direction;
 pub use error::{DmaError, Quarantined};
