@@ -9,7 +9,7 @@ use common::{
     BASE, Bench, Call, MAX_MAPPING, MERGE_BOUNDARY, OPT_MAPPING, PAGE, REQUIRED_MASK, Required, UNSUPPORTED,
     pattern,
 };
-use dma_api::{Attrs, Counted, DeviceParms, Direction, DmaError, DmaMapOps, Quarantined, SgEntry};
+use dma_api::{Attrs, Counted, DeviceParms, Direction, DmaError, DmaMapOps, Faulty, Quarantined, SgEntry};
 use platform::PhysAddr;
 
 /// Calls every member through `ops`, with the values that only the mock answers.
@@ -91,6 +91,13 @@ fn every_member_arrives_through_an_arc() {
 fn every_member_arrives_through_the_counting_decorator() {
     let bench = Bench::new();
     let ops = Counted::new(bench.mock.clone(), Arc::default());
+    assert_eq!(names(&call_every_member(ops, &bench)), EVERY_MEMBER);
+}
+
+#[test]
+fn every_member_arrives_through_the_failing_decorator() {
+    let bench = Bench::new();
+    let ops = Faulty::new(bench.mock.clone(), Arc::default());
     assert_eq!(names(&call_every_member(ops, &bench)), EVERY_MEMBER);
 }
 

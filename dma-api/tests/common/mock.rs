@@ -286,12 +286,12 @@ unsafe impl DmaMapOps for Mock {
     }
 }
 
-/// The mock through the members that have no default: the others are as the trait gives them.
+/// Ops through the members that have no default: the others are as the trait gives them.
 #[derive(Debug)]
-pub struct Required(pub Arc<Mock>);
+pub struct Required<T>(pub T);
 
-// SAFETY: what the mock promises.
-unsafe impl DmaMapOps for Required {
+// SAFETY: what the ops within promise.
+unsafe impl<T: DmaMapOps> DmaMapOps for Required<T> {
     fn alloc(&self, dev: &DeviceParms, size: usize, attrs: Attrs) -> Result<CoherentMemory, DmaError> {
         self.0.alloc(dev, size, attrs)
     }
