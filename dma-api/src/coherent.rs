@@ -46,6 +46,7 @@ impl<T: FromBytes + IntoBytes> CoherentSlice<T> {
     ///
     /// # Errors
     /// [`DmaError`] with the reason.
+    #[track_caller]
     pub fn zeroed(device: &Arc<Device>, len: usize) -> Result<Self, DmaError> {
         let bytes = len.checked_mul(size_of::<T>()).ok_or(DmaError::InvalidLength(len))?;
         if align_of::<T>() > platform::frames::FRAME_SIZE {
@@ -121,14 +122,16 @@ impl<T: FromBytes + IntoBytes> Coherent<T> {
     ///
     /// # Errors
     /// [`DmaError`] with the reason.
+    #[track_caller]
     pub fn zeroed(device: &Arc<Device>) -> Result<Self, DmaError> {
-        CoherentSlice::zeroed(device, 1).map(Self)
+        Ok(Self(CoherentSlice::zeroed(device, 1)?))
     }
 
     /// Memory that holds `value` from the start.
     ///
     /// # Errors
     /// [`DmaError`] with the reason.
+    #[track_caller]
     pub fn new(device: &Arc<Device>, value: T) -> Result<Self, DmaError> {
         let coherent = Self::zeroed(device)?;
         coherent.write(value);

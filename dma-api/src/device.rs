@@ -7,8 +7,8 @@ use core::ptr::NonNull;
 use platform::{DmaAddr, PhysAddr, Platform, Window, trace};
 
 use crate::{
-    Attrs, CoherentMemory, DeviceFault, DeviceParms, Direction, DmaError, DmaMapOps, FaultQueue, Quarantined,
-    SgEntry,
+    Attrs, Checked, CoherentMemory, DeviceFault, DeviceParms, Direction, DmaDebug, DmaError, DmaMapOps,
+    FaultQueue, Quarantined, SgEntry,
 };
 
 /// A device that can do DMA. It is made when a driver is bound (`iommu_core::Group::bind`, or a backend's `trust`) and
@@ -73,6 +73,13 @@ impl DeviceBuilder {
 }
 
 impl Device {
+    /// The same device, whose driver is [checked](crate::Checked) from now on: reports go to `debug`.
+    #[must_use]
+    pub fn checked(self, debug: &Arc<DmaDebug>) -> Self {
+        let ops = Arc::new(Checked::new(self.ops, self.name.clone(), debug));
+        Self { ops, ..self }
+    }
+
     /// Its name in messages.
     pub fn name(&self) -> &str {
         &self.name
@@ -167,6 +174,7 @@ impl Device {
     /// As [`DmaMapOps::map_phys`], and the memory is initialised.
     #[doc(alias = "dma_map_single")]
     #[inline]
+    #[track_caller]
     pub unsafe fn map_single(
         &self,
         cpu: NonNull<u8>,
@@ -198,6 +206,7 @@ impl Device {
     #[doc(alias = "dma_map_page")]
     #[doc(alias = "dma_map_phys")]
     #[inline]
+    #[track_caller]
     pub unsafe fn map_phys(
         &self,
         phys: PhysAddr,
@@ -242,6 +251,7 @@ impl Device {
     /// # Safety
     /// As [`DmaMapOps::map_sg`].
     #[doc(alias = "dma_map_sg")]
+    #[track_caller]
     pub unsafe fn map_sg(
         &self,
         list: &mut [SgEntry],
@@ -276,6 +286,7 @@ impl Device {
     /// # Errors
     /// [`DmaError`] with the reason.
     #[doc(alias = "dma_alloc_coherent")]
+    #[track_caller]
     pub fn alloc_coherent(&self, size: usize, attrs: Attrs) -> Result<CoherentMemory, DmaError> {
         trace::event("dma_alloc_coherent", 0, size as u64);
         if size == 0 {

@@ -5,6 +5,7 @@ extern crate alloc;
 
 mod attrs;
 mod buffer;
+mod checked;
 mod coherent;
 mod counted;
 mod device;
@@ -23,6 +24,7 @@ mod volatile;
 
 pub use attrs::Attrs;
 pub use buffer::DmaBuffer;
+pub use checked::{Checked, DmaDebug, Mapping, MappingKind, Mistake, Report};
 pub use coherent::{Coherent, CoherentSlice, dma_rmb, dma_wmb};
 pub use counted::{Counted, OpsCounters, OpsStatistics, SizeHistogram};
 pub use device::{Device, DeviceBuilder};

@@ -29,6 +29,9 @@ unsafe impl Sync for CoherentMemory {}
 /// Drivers use [`crate::Device`] and the safe types; this is what backends implement. The names of Linux before 6.18
 /// (`map_page`, `map_resource`) are methods of `Device` over [`DmaMapOps::map_phys`].
 ///
+/// The members that map are `#[track_caller]`, and so is every implementation of them: [`crate::Checked`] knows which line of
+/// the driver called, also through `dyn`.
+///
 /// # Safety
 /// Safe types rely on what these calls return:
 /// - memory from `alloc` is zeroed RAM that nobody else uses, mapped for the device at the returned address, until `free`;
@@ -41,6 +44,7 @@ pub unsafe trait DmaMapOps: Send + Sync + fmt::Debug {
     ///
     /// # Errors
     /// [`DmaError`] with the reason.
+    #[track_caller]
     fn alloc(&self, dev: &DeviceParms, size: usize, attrs: Attrs) -> Result<CoherentMemory, DmaError>;
 
     /// Frees it (Linux: `free`; `dma_free_attrs`).
@@ -60,6 +64,7 @@ pub unsafe trait DmaMapOps: Send + Sync + fmt::Debug {
     ///
     /// # Safety
     /// The memory stays valid, and nobody has a reference to it that the direction forbids, until it is unmapped.
+    #[track_caller]
     unsafe fn map_phys(
         &self,
         dev: &DeviceParms,
@@ -93,6 +98,7 @@ pub unsafe trait DmaMapOps: Send + Sync + fmt::Debug {
     ///
     /// # Safety
     /// As [`DmaMapOps::map_phys`], and the memory is initialised.
+    #[track_caller]
     unsafe fn map_foreign(
         &self,
         dev: &DeviceParms,
@@ -114,6 +120,7 @@ pub unsafe trait DmaMapOps: Send + Sync + fmt::Debug {
     ///
     /// # Safety
     /// As [`DmaMapOps::map_phys`], for each element.
+    #[track_caller]
     unsafe fn map_sg(
         &self,
         dev: &DeviceParms,

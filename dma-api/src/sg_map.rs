@@ -61,6 +61,7 @@ impl<'d, B: BufferFor<D>, D: MapDirection> ScatterList<'d, B, D> {
     /// With [`DmaError::NotUndone`] the buffers are leaked and the vector is empty.
     #[doc(alias = "dma_map_sg")]
     #[doc(alias = "dma_map_sgtable")]
+    #[track_caller]
     pub fn map(device: &'d Device, buffers: Vec<B>) -> Result<Self, MapFailed<Vec<B>>> {
         let raw: Vec<B::Raw> = buffers.into_iter().map(B::into_raw).collect();
         // SAFETY: the buffers' elements stay where they are and nobody has a reference to them (or only shared ones, and
@@ -144,6 +145,7 @@ fn range<B: crate::StableBuffer>(raw: &B::Raw) -> (NonNull<u8>, usize) {
 ///
 /// # Safety
 /// As [`Device::map_single`], for each range.
+#[track_caller]
 unsafe fn map_all(
     device: &Device,
     ranges: impl ExactSizeIterator<Item = (NonNull<u8>, usize)>,

@@ -120,6 +120,7 @@ impl<'d, B: BufferFor<D>, D: MapDirection> Streaming<'d, B, D> {
     /// [`MapFailed`], with the buffer.
     #[doc(alias = "dma_map_single")]
     #[inline]
+    #[track_caller]
     pub fn map(device: &'d Device, buffer: B) -> Result<Self, MapFailed<B>> {
         let raw = buffer.into_raw();
         let (at, len) = B::raw_slice(&raw);

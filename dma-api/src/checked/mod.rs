@@ -1,0 +1,211 @@
+//! Checking what a driver does with the DMA API.
+
+mod debug;
+mod ledger;
+mod ranges;
+mod report;
+mod watch;
+
+use alloc::boxed::Box;
+use alloc::sync::Arc;
+use core::panic::Location;
+use core::ptr::NonNull;
+
+use platform::{DmaAddr, PhysAddr};
+
+use crate::ops::forward_members;
+use crate::{Attrs, CoherentMemory, DeviceParms, Direction, DmaError, DmaMapOps, Quarantined, SgEntry};
+use ledger::{Ended, Memory, Record};
+use watch::{SyncVerdict, Verdict, Watched};
+
+pub use debug::DmaDebug;
+pub use report::{Mapping, MappingKind, Mistake, Report};
+
+/// A decorator over any [`DmaMapOps`] of one device that remembers every mapping, and reports to a [`DmaDebug`] what breaks
+/// the rules (Linux: `CONFIG_DMA_API_DEBUG`). Dropped, it reports what is still mapped. [`Device::checked`] puts it in.
+///
+/// What would be unsound is not handed on. An unmap of what is not mapped, or is mapped as another kind, answers
+/// [`Quarantined`], so that the memory is not used again; such a sync does nothing. An unmap that differs from its map only in
+/// its arguments ends the mapping with the arguments that it was made with.
+///
+/// It takes a lock and allocates in each call: for tests, and for finding a mistake.
+///
+/// Of Linux's checks these have no counterpart: `dma_mapping_error` cannot be forgotten with a `Result`; stacks, kernel text
+/// and addresses that are not RAM are the platform's `translate` to tell; a mask is never unset. Memory that two *devices* have
+/// mapped at once is not compared. Memory that was freed while it was mapped cannot be told here: a simulated machine can.
+///
+/// [`Device::checked`]: crate::Device::checked
+#[derive(Debug)]
+#[doc(alias = "dma-debug")]
+pub struct Checked<T> {
+    ops: T,
+    watched: Arc<Watched>,
+}
+
+impl<T: DmaMapOps> Checked<T> {
+    /// Checks what goes through `ops` for the device called `name`. What was mapped before is not known.
+    pub fn new(ops: T, name: impl Into<Box<str>>, debug: &Arc<DmaDebug>) -> Self {
+        Self { ops, watched: Watched::new(name.into(), Arc::clone(debug)) }
+    }
+
+    /// A map or an allocation of nothing is refused.
+    fn not_empty(
+        &self,
+        len: usize,
+        kind: MappingKind,
+        made_at: &'static Location<'static>,
+    ) -> Result<(), DmaError> {
+        if len == 0 {
+            self.watched.report(Mistake::Empty { kind, made_at });
+            return Err(DmaError::InvalidLength(len));
+        }
+        Ok(())
+    }
+}
+
+impl<T> Drop for Checked<T> {
+    fn drop(&mut self) {
+        self.watched.gone();
+    }
+}
+
+// SAFETY: what the ops within return is returned, and they are asked to end only what they made, once, as they made it.
+unsafe impl<T: DmaMapOps> DmaMapOps for Checked<T> {
+    forward_members!(self => self.ops;
+        dma_supported, required_mask, max_mapping_size, opt_mapping_size, merge_boundary
+    );
+
+    fn alloc(&self, dev: &DeviceParms, size: usize, attrs: Attrs) -> Result<CoherentMemory, DmaError> {
+        let (kind, made_at) = (MappingKind::Coherent, Location::caller());
+        self.not_empty(size, kind, made_at)?;
+        let memory = self.ops.alloc(dev, size, attrs)?;
+        let dir = Direction::Bidirectional;
+        let mapping = Mapping { kind, address: memory.dma, len: size, dir, made_at };
+        self.watched.made(dev, Record { mapping, attrs, memory: Memory::Coherent(memory) });
+        Ok(memory)
+    }
+
+    unsafe fn free(
+        &self,
+        dev: &DeviceParms,
+        memory: CoherentMemory,
+        attrs: Attrs,
+    ) -> Result<(), Quarantined> {
+        let (memory, attrs) = match self.watched.ends(Ended::Coherent { memory, attrs }) {
+            Verdict::Ends(Record { memory: Memory::Coherent(made), attrs, .. }) => (made, attrs),
+            Verdict::Unknown => (memory, attrs),
+            Verdict::Ends(_) | Verdict::Refused => {
+                return Err(Quarantined { address: memory.dma, len: memory.size });
+            }
+        };
+        // SAFETY: it was allocated so, and the ledger has it no more; or else this is the caller's promise, handed on.
+        unsafe { self.ops.free(dev, memory, attrs) }
+    }
+
+    unsafe fn map_phys(
+        &self,
+        dev: &DeviceParms,
+        phys: PhysAddr,
+        len: usize,
+        dir: Direction,
+        attrs: Attrs,
+    ) -> Result<DmaAddr, DmaError> {
+        let (kind, made_at) = (MappingKind::Single, Location::caller());
+        self.not_empty(len, kind, made_at)?;
+        // SAFETY: the caller's promise, handed on.
+        let address = unsafe { self.ops.map_phys(dev, phys, len, dir, attrs) }?;
+        let mapping = Mapping { kind, address, len, dir, made_at };
+        self.watched.made(dev, Record { mapping, attrs, memory: Memory::Phys(phys) });
+        Ok(address)
+    }
+
+    unsafe fn unmap_phys(
+        &self,
+        dev: &DeviceParms,
+        address: DmaAddr,
+        len: usize,
+        dir: Direction,
+        attrs: Attrs,
+    ) -> Result<(), Quarantined> {
+        let (len, dir) = match self.watched.ends(Ended::Single { address, len, dir }) {
+            Verdict::Ends(Record { mapping, .. }) => (mapping.len, mapping.dir),
+            Verdict::Unknown => (len, dir),
+            Verdict::Refused => return Err(Quarantined { address, len }),
+        };
+        // SAFETY: it was mapped so, and the ledger has it no more; or else this is the caller's promise, handed on.
+        unsafe { self.ops.unmap_phys(dev, address, len, dir, attrs) }
+    }
+
+    unsafe fn map_foreign(
+        &self,
+        dev: &DeviceParms,
+        cpu: NonNull<u8>,
+        len: usize,
+        dir: Direction,
+        attrs: Attrs,
+    ) -> Result<DmaAddr, DmaError> {
+        let (kind, made_at) = (MappingKind::Foreign, Location::caller());
+        self.not_empty(len, kind, made_at)?;
+        // SAFETY: the caller's promise, handed on.
+        let address = unsafe { self.ops.map_foreign(dev, cpu, len, dir, attrs) }?;
+        let mapping = Mapping { kind, address, len, dir, made_at };
+        let memory = Memory::Foreign(cpu.addr().get() as u64);
+        self.watched.made(dev, Record { mapping, attrs, memory });
+        Ok(address)
+    }
+
+    unsafe fn map_sg(
+        &self,
+        dev: &DeviceParms,
+        list: &mut [SgEntry],
+        dir: Direction,
+        attrs: Attrs,
+    ) -> Result<usize, DmaError> {
+        let (kind, made_at) = (MappingKind::Scatter, Location::caller());
+        let shortest = list.iter().map(|entry| entry.len).min().unwrap_or(0);
+        self.not_empty(shortest, kind, made_at)?;
+        // SAFETY: the caller's promise, handed on.
+        let segments = unsafe { self.ops.map_sg(dev, list, dir, attrs) }?;
+        let len = list.iter().take(segments).map(|entry| entry.dma_len).sum();
+        let mapping = Mapping { kind, address: list[0].dma_address, len, dir, made_at };
+        let memory = Memory::List(Box::from(&*list), segments);
+        self.watched.made(dev, Record { mapping, attrs, memory });
+        Ok(segments)
+    }
+
+    unsafe fn unmap_sg(
+        &self,
+        dev: &DeviceParms,
+        list: &[SgEntry],
+        dir: Direction,
+        attrs: Attrs,
+    ) -> Result<(), Quarantined> {
+        match self.watched.ends(Ended::List { list, dir }) {
+            Verdict::Ends(Record { mapping, memory: Memory::List(made, _), .. }) => {
+                // SAFETY: it was mapped so, and the ledger has it no more.
+                unsafe { self.ops.unmap_sg(dev, &made, mapping.dir, attrs) }
+            }
+            // SAFETY: the caller's promise, handed on.
+            Verdict::Unknown => unsafe { self.ops.unmap_sg(dev, list, dir, attrs) },
+            Verdict::Ends(_) | Verdict::Refused => {
+                let first =
+                    list.first().map_or((DmaAddr::new(0), 0), |first| (first.dma_address, first.dma_len));
+                Err(Quarantined { address: first.0, len: first.1 })
+            }
+        }
+    }
+
+    unsafe fn sync_for_cpu(&self, dev: &DeviceParms, address: DmaAddr, len: usize, dir: Direction) {
+        if let SyncVerdict::In(dir) = self.watched.synced(address, len, dir, true) {
+            // SAFETY: the range is in a mapping that was made in this direction.
+            unsafe { self.ops.sync_for_cpu(dev, address, len, dir) };
+        }
+    }
+
+    unsafe fn sync_for_device(&self, dev: &DeviceParms, address: DmaAddr, len: usize, dir: Direction) {
+        if let SyncVerdict::In(dir) = self.watched.synced(address, len, dir, false) {
+            // SAFETY: the range is in a mapping that was made in this direction.
+            unsafe { self.ops.sync_for_device(dev, address, len, dir) };
+        }
+    }
+}
