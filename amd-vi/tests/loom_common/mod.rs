@@ -77,7 +77,8 @@ pub struct ModelUnit {
     control: AtomicU64,
     /// One thread drives it. A walk and what is remembered of it are one for whoever invalidates.
     busy: Mutex<()>,
-    /// What each domain's commands do: whether the page is mapped, and whether the unit has it in its cache.
+    /// For each domain, of which there are few, whether its page is mapped, for models without a table, and whether the unit
+    /// has it in its cache. An invalidation copies the first to the second.
     pub present: [AtomicBool; 2],
     pub cached: [AtomicBool; 2],
 }
@@ -93,8 +94,8 @@ impl ModelUnit {
             tail: register(),
             control: register(),
             busy: Mutex::new(()),
-            present: [AtomicBool::new(true), AtomicBool::new(true)],
-            cached: [AtomicBool::new(true), AtomicBool::new(true)],
+            present: [AtomicBool::new(false), AtomicBool::new(false)],
+            cached: [AtomicBool::new(false), AtomicBool::new(false)],
         }
     }
 
@@ -147,6 +148,29 @@ impl ModelUnit {
             worked = true;
         }
         worked
+    }
+
+    /// The device reads at `iova`, what translates is remembered.
+    pub fn access(&self, iova: u64) {
+        let _busy = self.busy.lock().unwrap();
+        let entry = self.device_table.load(Ordering::Acquire) & ADDRESS;
+        let first = self.word(entry).load(Ordering::Acquire);
+        // V, TV; then the domain.
+        if first & 3 != 3 {
+            return;
+        }
+        let domain = self.word(entry + 8).load(Ordering::Relaxed);
+        let mut table = first & ADDRESS;
+        for level in (0..first >> 9 & 7).rev() {
+            let index = iova >> (12 + 9 * level) & 0x1ff;
+            let next = self.word(table + 8 * index).load(Ordering::Acquire);
+            // PR.
+            if next & 1 == 0 {
+                return;
+            }
+            table = next & ADDRESS;
+        }
+        self.cached[(domain & 1) as usize].store(true, Ordering::Relaxed);
     }
 }
 
@@ -233,6 +257,10 @@ impl Machine {
 
     pub fn unit(&self) -> &ModelUnit {
         &self.hardware.unit
+    }
+
+    pub fn frames(&self) -> &ModelFrames {
+        &self.host.frames
     }
 
     /// Turns everything off; all memory has come back.
