@@ -86,14 +86,18 @@ fn what_comes_while_a_ring_is_reset_is_lost_or_done() {
     loom::model(|| {
         let machine = Machine::boot();
         map(&machine, 1);
-        let _ = halt(&machine);
+        let lost = halt(&machine);
         let other = {
             let machine = machine.clone();
-            thread::spawn(move || unmap(&machine, 1))
+            thread::spawn(move || {
+                let result = unmap(&machine, 1);
+                assert!(matches!(result, Ok(()) | Err(CommandError::Reset)), "{result:?}");
+                // His own number may have been stored by now.
+                assert_eq!(ring(&machine).wait(lost), Err(CommandError::Reset));
+            })
         };
         reset(&machine);
-        let result = other.join().unwrap();
-        assert!(matches!(result, Ok(()) | Err(CommandError::Reset)), "{result:?}");
+        other.join().unwrap();
         machine.finish();
     });
 }

@@ -17,7 +17,10 @@ const AT: DmaAddr = DmaAddr::new(PAGE);
 
 #[test]
 fn a_unit_on_its_way_in_sees_an_unmap_or_is_told_of_it() {
-    loom::model(|| {
+    let mut model = loom::model::Builder::new();
+    // One is enough for the fault; an attach is long, and a third takes a minute.
+    model.preemption_bound = Some(2);
+    model.check(|| {
         let machine = Machine::boot();
         machine.driver.probe_device(DEV).unwrap();
         let domain = machine.driver.domain_alloc_paging(DEV).unwrap();
