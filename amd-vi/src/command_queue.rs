@@ -150,29 +150,40 @@ impl CommandQueue {
     /// without waiting for them.
     ///
     /// # Errors
-    /// [`CommandError::Full`] when no room came in time, [`CommandError::Stopped`].
+    /// [`CommandError::Full`] when no room came in time, [`CommandError::Stopped`]; [`CommandError::Reset`] when the ring was
+    /// reset while more commands than fit at once were put in, so that the first ones are lost.
     #[doc(alias = "iommu_queue_command")]
     #[inline]
     pub fn submit(&self, commands: &[Command]) -> Result<Ticket, CommandError> {
+        if commands.len() <= BATCH { self.put(commands, true, None) } else { self.submit_many(commands) }
+    }
+
+    #[cold]
+    fn submit_many(&self, commands: &[Command]) -> Result<Ticket, CommandError> {
+        let resets = self.statistics().resets;
         let mut commands = commands;
         while commands.len() > BATCH {
             let (now, later) = commands.split_at(BATCH);
-            // The wait comes with the last ones.
-            let _ = self.put(now, false)?;
+            // The wait comes with the last ones. In a ring that was reset meanwhile it would say nothing of the first ones.
+            let _ = self.put(now, false, Some(resets))?;
             commands = later;
         }
-        self.put(commands, true)
+        self.put(commands, true, Some(resets))
     }
 
-    /// Puts `commands`, at most [`BATCH`], and with `wait` a COMPLETION_WAIT into the ring.
+    /// Puts `commands`, at most [`BATCH`], and with `wait` a COMPLETION_WAIT into the ring, if that has been reset no more
+    /// than `resets` times.
     #[inline]
-    fn put(&self, commands: &[Command], wait: bool) -> Result<Ticket, CommandError> {
+    fn put(&self, commands: &[Command], wait: bool, resets: Option<u64>) -> Result<Ticket, CommandError> {
         let needed = (commands.len() as u64 + u64::from(wait)) * Command::SIZE;
         let mut deadline = None;
         loop {
             let mut producer = self.producer.lock();
             if matches!(producer.state, State::Stopped | State::Broken) {
                 return Err(CommandError::Stopped);
+            }
+            if resets.is_some_and(|resets| resets != producer.statistics.resets) {
+                return Err(CommandError::Reset);
             }
             if producer.state == State::Running && self.has_room(&mut producer, needed) {
                 return Ok(self.write(&mut producer, commands, wait));

@@ -137,6 +137,34 @@ fn after_an_illegal_command_the_ring_runs_again_and_what_was_in_it_counts_as_los
 }
 
 #[test]
+fn commands_that_are_lost_while_others_wait_for_room_behind_them_are_not_said_to_be_done() {
+    let setup = bring_up();
+    let (unit, queue) = (&setup.unit, setup.driver.units()[0].commands());
+    unit.switches.manual.store(true, Ordering::Relaxed);
+    let start = unit.register(0x2008) / 16;
+    let _ = queue.submit(&[ILLEGAL]).unwrap();
+    // With their waits these leave room for some of the commands below, and not for all.
+    for device in 0..116 {
+        let _ = queue.submit(&[dte(device)]).unwrap();
+    }
+    let many: Vec<Command> = (0..40).map(dte).collect();
+    let submitted = thread::scope(|scope| {
+        let submitted = scope.spawn(|| queue.submit(&many));
+        while unit.register(0x2008) / 16 != (start + 2 * 117 + 16) % ENTRIES_OF_RING as u64 {
+            assert!(!submitted.is_finished(), "all of them fitted");
+            thread::yield_now();
+        }
+        unit.step();
+        assert_eq!(setup.driver.handle_events(&mut |_, _| {}).resets, 1);
+        submitted.join().unwrap()
+    });
+    assert_eq!(submitted, Err(CommandError::Reset));
+    // What comes later is not concerned.
+    unit.switches.manual.store(false, Ordering::Relaxed);
+    assert_eq!(queue.wait(queue.submit(&many).unwrap()), Ok(()));
+}
+
+#[test]
 fn many_producers_each_see_their_own_commands_done() {
     let setup = bring_up();
     let (unit, queue) = (&setup.unit, setup.driver.units()[0].commands());
