@@ -148,6 +148,12 @@ impl Group {
         self.id
     }
 
+    /// Whether all its devices are gone, and whoever had them bound or claimed as well.
+    pub(crate) fn is_abandoned(&self) -> bool {
+        let state = self.state.lock();
+        state.members.is_empty() && state.owners == 0
+    }
+
     /// Its devices.
     pub fn devices(&self) -> Vec<PciAddress> {
         self.state.lock().members.iter().map(|member| member.address).collect()

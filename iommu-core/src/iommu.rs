@@ -25,6 +25,10 @@ pub struct Iommu {
     bounce: Option<Arc<Swiotlb>>,
     drivers: Mutex<Vec<Arc<dyn IommuOps>>>,
     groups: Mutex<Vec<Arc<Group>>>,
+    /// What groups have counted that are no more.
+    retired: Mutex<Statistics>,
+    /// One probe at a time: two would make two groups of one device.
+    probing: Mutex<()>,
     faults: FaultLog,
 }
 
@@ -57,6 +61,8 @@ impl Iommu {
             bounce,
             drivers: Mutex::default(),
             groups: Mutex::default(),
+            retired: Mutex::default(),
+            probing: Mutex::default(),
             faults: FaultLog::default(),
         }
     }
@@ -75,7 +81,7 @@ impl Iommu {
     /// Offers every function of a topology to the drivers, and makes groups of those that they claim: first all groups,
     /// then their default domains, so that what is decided for a group is decided for all its members (Linux:
     /// `bus_iommu_probe`; long ago `bus_set_iommu`). Functions that have a group keep it; new ones that cannot be told or
-    /// kept apart from them join it.
+    /// kept apart from them join it. A group that has lost all its devices goes, once nobody has it any more.
     ///
     /// # Errors
     /// [`GroupError`] of the first group whose default domain could not be set up. The others are.
@@ -86,6 +92,8 @@ impl Iommu {
         topology: &Topology,
         untrusted: impl Fn(PciAddress) -> bool,
     ) -> Result<(), GroupError> {
+        let _probing = self.probing.lock();
+        self.retire_abandoned();
         let old = self.groups();
         let mut aliases: BTreeMap<PciAddress, Vec<RequesterId>> = BTreeMap::new();
         for group in &old {
@@ -118,7 +126,7 @@ impl Iommu {
                 continue;
             }
             let mut all = self.groups.lock();
-            let id = all.len() as u32;
+            let id = all.last().map_or(0, |last| last.id().wrapping_add(1));
             let (platform, bounce) = (Arc::clone(&self.platform), self.bounce.clone());
             let group = Arc::new(Group::new(id, platform, self.settings, bounce, group, reasons));
             all.push(Arc::clone(&group));
@@ -129,6 +137,14 @@ impl Iommu {
             result = result.and(set_up);
         }
         result
+    }
+
+    /// Lets groups without devices go, and with each its domain.
+    fn retire_abandoned(&self) {
+        // Dropped without the lock: a domain that goes waits for its IOMMUs.
+        let gone: Vec<_> = self.groups.lock().extract_if(.., |group| group.is_abandoned()).collect();
+        let mut retired = self.retired.lock();
+        gone.iter().for_each(|group| retired.add(group));
     }
 
     fn claim(&self, address: PciAddress, untrusted: bool) -> Option<Member> {
@@ -206,20 +222,25 @@ impl Iommu {
     /// Counters since the start.
     pub fn statistics(&self) -> Statistics {
         let (faults, faults_lost) = self.faults.counts();
-        let mut sum = Statistics { faults, faults_lost, ..Statistics::default() };
-        for group in self.groups() {
-            let untranslated = group.untranslated.statistics();
-            sum.maps += untranslated.maps + untranslated.allocations;
-            sum.unmaps += untranslated.unmaps + untranslated.frees;
-            if let Some(cookie) = group.default_domain().as_ref().and_then(|domain| domain.cookie()) {
-                let counts = cookie.iovas.counts();
-                sum.maps += counts.taken;
-                sum.unmaps += counts.given_back + cookie.queue.waiting();
-                sum.magazine_hits += counts.hits;
-                sum.bounces += cookie.bounces.load(Ordering::Relaxed);
-                sum.quarantined += cookie.quarantined();
-            }
-        }
+        let mut sum = Statistics { faults, faults_lost, ..*self.retired.lock() };
+        self.groups().iter().for_each(|group| sum.add(group));
         sum
+    }
+}
+
+impl Statistics {
+    /// Adds what a group has counted.
+    fn add(&mut self, group: &Group) {
+        let untranslated = group.untranslated.statistics();
+        self.maps += untranslated.maps + untranslated.allocations;
+        self.unmaps += untranslated.unmaps + untranslated.frees;
+        if let Some(cookie) = group.default_domain().as_ref().and_then(|domain| domain.cookie()) {
+            let counts = cookie.iovas.counts();
+            self.maps += counts.taken;
+            self.unmaps += counts.given_back + cookie.queue.waiting();
+            self.magazine_hits += counts.hits;
+            self.bounces += cookie.bounces.load(Ordering::Relaxed);
+            self.quarantined += cookie.quarantined();
+        }
     }
 }

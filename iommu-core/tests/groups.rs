@@ -2,7 +2,9 @@
 
 mod common;
 
-use common::{Bench, Did, NIC, PAGE, Setup, Toy, endpoint, map_page, multifunction, region, topology};
+use common::{
+    Bench, Did, NIC, PAGE, Setup, Toy, endpoint, map_page, multifunction, region, topology, unmap_page,
+};
 use iommu_core::{AttachError, DomainError, DomainType, GroupError, Owner, ResvType, Settings};
 use platform::pci::PciAddress;
 use platform::{DmaAddr, Prot};
@@ -361,6 +363,36 @@ fn a_device_that_comes_later_joins_what_it_cannot_be_kept_apart_from() {
     assert_eq!(group.devices(), [ONE]);
     bench.iommu.probe(&whole, |_| false).unwrap();
     assert_eq!(group.devices(), [ONE, TWO]);
+}
+
+#[test]
+fn a_group_that_has_lost_its_devices_goes_with_its_domain_once_nobody_has_it() {
+    let nodes = topology([endpoint(ALONE)]);
+    let bench = Setup { topology: nodes.clone(), ..Setup::default() }.bench();
+    let device = bench.bind(ALONE);
+    let old = std::sync::Arc::downgrade(&bench.group(ALONE).domain().unwrap());
+    let at = map_page(&device).unwrap();
+    bench.iommu.remove(ALONE);
+    bench.iommu.probe(&nodes, |_| false).unwrap();
+    assert_eq!(
+        bench.iommu.groups().len(),
+        2,
+        "the old one is bound, and the device found again has a new one"
+    );
+    unmap_page(&device, at).unwrap();
+    drop(device);
+    for _ in 0..3 {
+        bench.iommu.remove(ALONE);
+        bench.iommu.probe(&nodes, |_| false).unwrap();
+        assert_eq!(bench.iommu.groups().len(), 1);
+    }
+    assert!(old.upgrade().is_none());
+    map_page(&bench.bind(ALONE)).unwrap();
+    assert_eq!(
+        (bench.iommu.statistics().maps, bench.iommu.statistics().unmaps),
+        (2, 1),
+        "counted all the same"
+    );
 }
 
 #[test]
