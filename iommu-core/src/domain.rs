@@ -157,7 +157,8 @@ impl Domain {
     /// Unmaps a range and collects what must be invalidated (Linux: `iommu_unmap_fast`). Returns the bytes unmapped.
     ///
     /// # Safety
-    /// Nobody else touches this range of I/O addresses meanwhile.
+    /// Nobody else touches this range of I/O addresses meanwhile, and the gather is this domain's: from [`Domain::gather`], and
+    /// for this domain's [`Domain::sync`], since another's would free table pages that this one's IOMMU remembers.
     #[doc(alias = "iommu_unmap_fast")]
     #[inline]
     pub unsafe fn unmap(&self, iova: DmaAddr, len: u64, gather: &mut IotlbGather<'_>) -> u64 {

@@ -77,7 +77,7 @@ impl State {
     }
 }
 
-/// Who claims a group for itself: user space, mostly. Two claims with the same value are the same owner's.
+/// Who claims a group for itself: user space, mostly. Only who knows the value that a group was claimed with can release it.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct Owner(pub u64);
 
