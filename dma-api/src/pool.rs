@@ -97,6 +97,7 @@ impl DmaPool {
     /// blocks are not aligned for `T`.
     #[doc(alias = "dma_pool_alloc")]
     #[doc(alias = "dma_pool_zalloc")]
+    #[track_caller]
     pub fn alloc<T: FromBytes + IntoBytes>(&self) -> Result<PoolItem<T>, DmaError> {
         let layout = self.inner.layout;
         if align_of::<T>() > layout.align || size_of::<T>() == 0 {
@@ -125,6 +126,7 @@ impl DmaPool {
 }
 
 impl Inner {
+    #[track_caller]
     fn grow(&self, state: &mut State) -> Result<(), DmaError> {
         let memory = self.device.alloc_coherent(self.layout.slab, Attrs::empty())?;
         state.slabs.push(memory);

@@ -9,7 +9,10 @@ use common::{
     BASE, Bench, Call, MAX_MAPPING, MERGE_BOUNDARY, OPT_MAPPING, PAGE, REQUIRED_MASK, Required, UNSUPPORTED,
     pattern,
 };
-use dma_api::{Attrs, Counted, DeviceParms, Direction, DmaError, DmaMapOps, Faulty, Quarantined, SgEntry};
+use dma_api::{
+    Attrs, Checked, Counted, DeviceParms, Direction, DmaDebug, DmaError, DmaMapOps, Faulty, Quarantined,
+    SgEntry,
+};
 use platform::PhysAddr;
 
 /// Calls every member through `ops`, with the values that only the mock answers.
@@ -92,6 +95,15 @@ fn every_member_arrives_through_the_counting_decorator() {
     let bench = Bench::new();
     let ops = Counted::new(bench.mock.clone(), Arc::default());
     assert_eq!(names(&call_every_member(ops, &bench)), EVERY_MEMBER);
+}
+
+#[test]
+fn every_member_arrives_through_the_checking_decorator_which_is_silent() {
+    let bench = Bench::new();
+    let debug = Arc::new(DmaDebug::new());
+    let ops = Checked::new(bench.mock.clone(), "0000:00:03.0", &debug);
+    assert_eq!(names(&call_every_member(ops, &bench)), EVERY_MEMBER);
+    assert_eq!(debug.take_reports(), []);
 }
 
 #[test]

@@ -1,0 +1,10 @@
+//! `Checked`: for each mistake a test that makes it and reads the report, with the legal neighbour, which is silent.
+
+#[path = "../common/mod.rs"]
+mod common;
+
+mod ends;
+mod maps;
+mod reports;
+mod syncs;
+mod watch;
