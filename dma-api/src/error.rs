@@ -21,6 +21,12 @@ pub enum DmaError {
         /// The mask that was asked for.
         mask: u64,
     },
+    /// The bus does not show this memory to its devices, or not in one piece.
+    #[error("the bus shows its devices no memory in one piece from {address} on")]
+    NotOnBus {
+        /// Where the memory begins.
+        address: PhysAddr,
+    },
     /// The memory is not the machine's RAM, and there is no bounce pool to copy it through.
     #[error(
         "the memory is not RAM that a device can reach, and there is no swiotlb pool to bounce it through"
