@@ -162,7 +162,7 @@ impl<'d, B: BufferFor<D>, D: MapDirection> Streaming<'d, B, D> {
     pub fn unmap(self) -> Result<B, Quarantined> {
         let mut this = ManuallyDrop::new(self);
         // SAFETY: `this` is forgotten, so its drop does not take the buffer again.
-        unsafe { this.take() }
+        unsafe { this.take(Attrs::empty()) }
     }
 
     /// Hands the buffer to the CPU, without ending the mapping (Linux: `dma_sync_single_for_cpu`).
@@ -181,9 +181,9 @@ impl<'d, B: BufferFor<D>, D: MapDirection> Streaming<'d, B, D> {
     /// # Safety
     /// Called once; the mapping is not used after it.
     #[inline]
-    unsafe fn take(&mut self) -> Result<B, Quarantined> {
+    unsafe fn take(&mut self, attrs: Attrs) -> Result<B, Quarantined> {
         // SAFETY: this is the mapping that `map` made, ended once.
-        unsafe { self.device.unmap_single(self.address, self.bytes, D::DIRECTION, Attrs::empty()) }?;
+        unsafe { self.device.unmap_single(self.address, self.bytes, D::DIRECTION, attrs) }?;
         // SAFETY: taken once, and the device does not reach the elements any more.
         Ok(unsafe { B::from_raw(ManuallyDrop::take(&mut self.raw)) })
     }
@@ -192,7 +192,7 @@ impl<'d, B: BufferFor<D>, D: MapDirection> Streaming<'d, B, D> {
 impl<B: BufferFor<D>, D: MapDirection> Drop for Streaming<'_, B, D> {
     fn drop(&mut self) {
         // SAFETY: this is the end. When the device may still reach the buffer, it is leaked.
-        drop(unsafe { self.take() });
+        drop(unsafe { self.take(Attrs::empty()) });
     }
 }
 
@@ -240,12 +240,15 @@ impl<'d, B: BufferFor<D>, D: MapDirection> CpuOwned<'d, B, D> {
         self.0
     }
 
-    /// Ends the mapping and gives the buffer back.
+    /// Ends the mapping and gives the buffer back, as the CPU has it now.
     ///
     /// # Errors
     /// [`Quarantined`] when the device may still reach the buffer, which is then leaked.
     pub fn unmap(self) -> Result<B, Quarantined> {
-        self.0.unmap()
+        let mut mapping = ManuallyDrop::new(self.0);
+        // SAFETY: it is forgotten, so its drop does not take the buffer again. What the device wrote is here since
+        // `sync_for_cpu`; handing over again would put its copy, or stale memory, over what the CPU has written.
+        unsafe { mapping.take(Attrs::SKIP_CPU_SYNC) }
     }
 
     fn range(&self, first: usize, count: usize) -> NonNull<B::Item> {

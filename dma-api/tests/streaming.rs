@@ -186,7 +186,7 @@ fn turns_are_told_to_the_backend_in_order() {
         Call::SyncForCpu { address, len, dir },
         Call::SyncForDevice { address, len, dir },
         Call::SyncForCpu { address, len, dir },
-        Call::UnmapPhys { address, len, dir, attrs: dma_api::Attrs::empty() },
+        Call::UnmapPhys { address, len, dir, attrs: dma_api::Attrs::SKIP_CPU_SYNC },
     ];
     assert_eq!(bench.mock.take_calls(), expected);
 }
@@ -260,6 +260,27 @@ fn a_mapping_may_end_on_another_thread() {
     });
     assert_eq!(one[..], pattern(1, 100));
     assert_eq!(many[0][..], pattern(2, 100));
+}
+
+#[test]
+fn what_the_cpu_wrote_in_its_turn_stays_when_the_mapping_ends() {
+    // In a copy, and where the device does not see the caches.
+    let bench = Bench::noncoherent();
+    let mapped = map::<_, Bidirectional>(&bench, vec![1u8; 8]);
+    assert!(bench.mock.device_write(mapped.dma_address(), &[2; 8]));
+    let mut owned = mapped.sync_for_cpu();
+    owned.write(0, 3);
+    bench.mock.take_calls();
+    assert_eq!(owned.unmap().unwrap(), [3, 2, 2, 2, 2, 2, 2, 2]);
+    let skips = |call: &Call| matches!(call, Call::UnmapPhys { attrs: dma_api::Attrs::SKIP_CPU_SYNC, .. });
+    assert!(bench.mock.take_calls().iter().all(skips));
+    // The next turn is handed over as ever.
+    let mut owned = map::<_, Bidirectional>(&bench, vec![1u8; 8]).sync_for_cpu();
+    owned.write(0, 3);
+    let mapped = owned.sync_for_device();
+    assert_eq!(bench.mock.device_read(mapped.dma_address(), 2).unwrap(), [3, 1]);
+    assert!(bench.mock.device_write(mapped.dma_address().wrapping_add(1), &[4]));
+    assert_eq!(mapped.unmap().unwrap()[..3], [3, 4, 1]);
 }
 
 fn panics(f: impl FnOnce()) -> bool {

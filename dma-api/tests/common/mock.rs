@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::ptr::NonNull;
-use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
 
 use dma_api::{Attrs, CoherentMemory, DeviceParms, Direction, DmaError, DmaMapOps, Quarantined, SgEntry};
@@ -31,11 +31,30 @@ pub enum Call {
 }
 
 /// What a device reaches.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Debug)]
 struct Live {
     at: NonNull<u8>,
     len: usize,
     dir: Direction,
+    copy: Option<Copy>,
+}
+
+/// The memory behind `at` when it is a copy.
+#[derive(Clone, Debug)]
+struct Copy {
+    original: NonNull<u8>,
+    _memory: Arc<[AtomicU8]>,
+}
+
+impl Live {
+    /// What the device wrote comes back.
+    fn copy_back(&self, at: *const u8, len: usize) {
+        if let Some(copy) = self.copy.as_ref().filter(|_| self.dir.device_writes()) {
+            let offset = at.addr() - self.at.addr().get();
+            // SAFETY: the range is in the copy, so it is in the original, which is the caller's to write.
+            unsafe { copy_out(at, copy.original.as_ptr().add(offset), len) };
+        }
+    }
 }
 
 #[derive(Debug)]
@@ -125,22 +144,37 @@ impl Mock {
     /// A mapping at addresses of its own, with the place in its page kept and a page left free behind it.
     fn enter(&self, at: NonNull<u8>, len: usize, dir: Direction) -> Result<DmaAddr, DmaError> {
         self.allowed()?;
-        let offset = at.addr().get() as u64 % 4096;
-        let pages = (offset + len as u64).next_multiple_of(4096) + 4096;
-        let address = self.next.fetch_add(pages, Ordering::Relaxed) + offset;
-        self.live.lock().unwrap().insert(address, Live { at, len, dir });
-        Ok(DmaAddr::new(address))
+        Ok(self.insert(Live { at, len, dir, copy: None }))
     }
 
-    fn leave(&self, address: DmaAddr, len: usize, dir: Direction) -> Result<(), Quarantined> {
+    fn insert(&self, live: Live) -> DmaAddr {
+        let offset = live.at.addr().get() as u64 % 4096;
+        let pages = (offset + live.len as u64).next_multiple_of(4096) + 4096;
+        let address = self.next.fetch_add(pages, Ordering::Relaxed) + offset;
+        self.live.lock().unwrap().insert(address, live);
+        DmaAddr::new(address)
+    }
+
+    fn leave(&self, address: DmaAddr, len: usize, dir: Direction, attrs: Attrs) -> Result<(), Quarantined> {
         let mut live = self.live.lock().unwrap();
-        let mapping = live.get(&address.get()).copied().expect("unmapped what is mapped, once");
+        let mapping = live.get(&address.get()).expect("unmapped what is mapped, once");
         assert_eq!((mapping.len, mapping.dir), (len, dir), "unmapped as it was mapped");
         if self.unmaps_fail.load(Ordering::Relaxed) {
             return Err(Quarantined { address, len });
         }
+        if !attrs.contains(Attrs::SKIP_CPU_SYNC) {
+            mapping.copy_back(mapping.at.as_ptr(), len);
+        }
         live.remove(&address.get());
         Ok(())
+    }
+
+    /// Calls `copy` with the mapping of a range and where the range is in it.
+    fn sync(&self, address: DmaAddr, copy: impl FnOnce(&Live, *mut u8)) {
+        let live = self.live.lock().unwrap();
+        let (&start, mapping) = live.range(..=address.get()).next_back().expect("a range of a mapping");
+        // SAFETY: the range is within the mapping.
+        copy(mapping, unsafe { mapping.at.as_ptr().add((address.get() - start) as usize) });
     }
 
     fn ram(&self, phys: PhysAddr) -> NonNull<u8> {
@@ -157,14 +191,14 @@ unsafe impl DmaMapOps for Mock {
         let cpu = self.ram(phys);
         let pages = (size as u64).next_multiple_of(4096);
         let dma = DmaAddr::new(self.next_coherent.fetch_add(pages, Ordering::Relaxed));
-        let live = Live { at: cpu, len: size, dir: Direction::Bidirectional };
+        let live = Live { at: cpu, len: size, dir: Direction::Bidirectional, copy: None };
         self.live.lock().unwrap().insert(dma.get(), live);
         Ok(CoherentMemory { cpu, dma, size })
     }
 
     unsafe fn free(&self, _: &DeviceParms, memory: CoherentMemory, _: Attrs) -> Result<(), Quarantined> {
         self.note(Call::Free { dma: memory.dma.get(), size: memory.size });
-        self.leave(memory.dma, memory.size, Direction::Bidirectional)?;
+        self.leave(memory.dma, memory.size, Direction::Bidirectional, Attrs::empty())?;
         // SAFETY: the caller's promise: memory of `alloc`, freed once.
         unsafe { self.host.free(self.host.window().phys(memory.cpu.as_ptr()), memory.size) };
         Ok(())
@@ -191,19 +225,25 @@ unsafe impl DmaMapOps for Mock {
         attrs: Attrs,
     ) -> Result<(), Quarantined> {
         self.note(Call::UnmapPhys { address: address.get(), len, dir, attrs });
-        self.leave(address, len, dir)
+        self.leave(address, len, dir, attrs)
     }
 
     unsafe fn map_foreign(
         &self,
-        _: &DeviceParms,
+        dev: &DeviceParms,
         cpu: NonNull<u8>,
         len: usize,
         dir: Direction,
         _: Attrs,
     ) -> Result<DmaAddr, DmaError> {
         self.note(Call::MapForeign { cpu: cpu.addr().get(), len, dir });
-        self.enter(cpu, len, dir)
+        self.allowed()?;
+        dev.set_needs_sync();
+        let memory: Arc<[AtomicU8]> = (0..len).map(|_| AtomicU8::new(0)).collect();
+        let at = NonNull::new(memory.as_ptr().cast_mut().cast()).unwrap();
+        // SAFETY: the original is the caller's promise; the copy is this mapping's own, of the same length.
+        unsafe { copy_in(cpu.as_ptr(), at.as_ptr(), len) };
+        Ok(self.insert(Live { at, len, dir, copy: Some(Copy { original: cpu, _memory: memory }) }))
     }
 
     /// Joins what lies together, as an IOMMU can.
@@ -227,7 +267,8 @@ unsafe impl DmaMapOps for Mock {
                 Ok(address) => (list[index].dma_address, list[index].dma_len) = (address, len),
                 Err(error) => {
                     for entry in &list[..index] {
-                        self.leave(entry.dma_address, entry.dma_len, dir).map_err(DmaError::NotUndone)?;
+                        self.leave(entry.dma_address, entry.dma_len, dir, Attrs::SKIP_CPU_SYNC)
+                            .map_err(DmaError::NotUndone)?;
                     }
                     return Err(error);
                 }
@@ -244,20 +285,27 @@ unsafe impl DmaMapOps for Mock {
         _: &DeviceParms,
         list: &[SgEntry],
         dir: Direction,
-        _: Attrs,
+        attrs: Attrs,
     ) -> Result<(), Quarantined> {
         self.note(Call::UnmapSg { elements: list.len(), dir });
         list.iter()
             .take_while(|entry| entry.dma_len != 0)
-            .try_for_each(|entry| self.leave(entry.dma_address, entry.dma_len, dir))
+            .try_for_each(|entry| self.leave(entry.dma_address, entry.dma_len, dir, attrs))
     }
 
     unsafe fn sync_for_cpu(&self, _: &DeviceParms, address: DmaAddr, len: usize, dir: Direction) {
         self.note(Call::SyncForCpu { address: address.get(), len, dir });
+        self.sync(address, |live, at| live.copy_back(at, len));
     }
 
     unsafe fn sync_for_device(&self, _: &DeviceParms, address: DmaAddr, len: usize, dir: Direction) {
         self.note(Call::SyncForDevice { address: address.get(), len, dir });
+        self.sync(address, |live, at| {
+            let Some(copy) = &live.copy else { return };
+            let offset = at.addr() - live.at.addr().get();
+            // SAFETY: the range is in the original and the copy, which nobody writes but a device, atomically.
+            unsafe { copy_in(copy.original.as_ptr().add(offset), at, len) };
+        });
     }
 
     fn dma_supported(&self, mask: u64) -> bool {
