@@ -18,6 +18,7 @@ mod ops;
 mod parms;
 mod pool;
 mod scatter;
+mod scoped;
 mod sg_map;
 mod stable;
 mod streaming;
@@ -38,6 +39,7 @@ pub use ops::{CoherentMemory, DmaMapOps};
 pub use parms::DeviceParms;
 pub use pool::{DmaPool, PoolItem};
 pub use scatter::SgEntry;
+pub use scoped::{BorrowedFor, Scoped, ScopedError};
 pub use sg_map::{ScatterList, Segment};
 pub use stable::{
     Bidirectional, BufferFor, ExclusiveBuffer, FromDevice, MapDirection, RawVec, StableBuffer, ToDevice,

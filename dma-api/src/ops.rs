@@ -35,8 +35,10 @@ unsafe impl Sync for CoherentMemory {}
 /// # Safety
 /// Safe types rely on what these calls return:
 /// - memory from `alloc` is zeroed RAM that nobody else uses, mapped for the device at the returned address, until `free`;
-/// - `map_phys`, `map_foreign` and `map_sg` return addresses at which the device reaches exactly the given memory (or a
-///   copy that is copied back by the unmap), in the given direction only where an IOMMU enforces it;
+/// - `map_phys` and `map_sg` return addresses at which the device reaches exactly the given memory (or a copy that is copied
+///   back by the unmap), in the given direction only where an IOMMU enforces it;
+/// - `map_foreign` always makes a copy: the device never reaches the given memory, which is read, and where the device
+///   writes is written, only during this call, the syncs and an unmap that returns `Ok`;
 /// - when an unmap or `free` returns `Ok`, the device cannot reach the memory any more, to the extent that the backend's
 ///   documentation promises (DESIGN: strict behind an IOMMU always; elsewhere on trust).
 pub unsafe trait DmaMapOps: Send + Sync + fmt::Debug {
