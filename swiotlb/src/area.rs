@@ -1,46 +1,88 @@
-//! One area of the pool: a run of segments behind a lock of its own (Linux: `struct io_tlb_area`).
+//! One area of the pool: segments behind a lock of their own (Linux: `struct io_tlb_area`).
 
 use alloc::boxed::Box;
 
-use crate::SEGMENT_SLOTS;
+use crate::{SEGMENT_SLOTS, SLOT_SIZE};
 
-/// What the pool knows of a slot (Linux: `struct io_tlb_slot`).
-#[derive(Clone, Copy, Debug)]
-struct Slot {
-    /// Free slots from here to the end of the segment; 0 while the slot is taken.
-    free_run: usize,
-    /// In each slot of a mapping: the CPU's address of the original for the slot's first byte of data.
-    original: usize,
-    /// In the first slot of the data: the bytes of data from here on, then fewer slot by slot.
-    data: usize,
-    /// In the first slot of the data: the slots of the whole run, and how many of them come before.
-    run: usize,
-    padding: usize,
-    /// In the first slot of the data: how far into it the data begins.
-    offset: usize,
+/// A run of slots and what it is for (Linux keeps this for each slot, in `struct io_tlb_slot`).
+#[derive(Clone, Copy, Debug, Default)]
+pub(crate) struct Run {
+    /// The CPU's address of the original's first byte.
+    pub(crate) original: usize,
+    /// Bytes of the original.
+    pub(crate) len: u32,
+    /// Bytes of the run before the copy's first byte.
+    pub(crate) before: u32,
+    pub(crate) slots: u32,
 }
 
-/// Slots of an area, and where to look next.
+/// Slots that no run leaves. One bit a slot in each word, so that a search looks at all of them at once.
+// Neighbours may be of two areas: they share no cache line, nor the pair of lines that a CPU fetches.
+#[derive(Debug)]
+#[repr(align(128))]
+struct Segment {
+    free: u128,
+    /// The first slot of each run.
+    first: u128,
+    /// Of each run, by its first slot.
+    runs: [Run; SEGMENT_SLOTS],
+}
+
+impl Segment {
+    fn new() -> Self {
+        Self { free: u128::MAX, first: 0, runs: [Run::default(); SEGMENT_SLOTS] }
+    }
+
+    /// Where `slots` free slots begin.
+    fn candidates(&self, slots: u32) -> u128 {
+        let (mut begin, mut so_many) = (self.free, 1);
+        while so_many < slots {
+            let more = so_many.min(slots - so_many);
+            begin &= begin >> more;
+            so_many += more;
+        }
+        begin
+    }
+
+    /// The run that has a slot, and its first slot.
+    fn run_at(&self, slot: usize) -> Option<(usize, &Run)> {
+        let until = self.first & (u128::MAX >> (SEGMENT_SLOTS - 1 - slot));
+        if until == 0 || self.free >> slot & 1 != 0 {
+            return None;
+        }
+        let first = SEGMENT_SLOTS - 1 - until.leading_zeros() as usize;
+        Some((first, &self.runs[first]))
+    }
+
+    /// Whether the runs and the free slots make up the segment, each slot once.
+    fn is_consistent(&self) -> bool {
+        let firsts = (0..SEGMENT_SLOTS).filter(|slot| self.first >> slot & 1 != 0);
+        let taken = firsts.map(|slot| bits(slot, self.runs[slot].slots));
+        let all = taken.chain([self.free]).try_fold(0, |all, some| (all & some == 0).then_some(all | some));
+        all == Some(u128::MAX)
+    }
+}
+
+/// The bits of a run, of one slot at least.
+fn bits(first: usize, slots: u32) -> u128 {
+    (u128::MAX >> (u128::BITS - slots)) << first
+}
+
+/// Slots of an area, by number, and where to look first.
 #[derive(Debug)]
 pub(crate) struct Area {
-    slots: Box<[Slot]>,
-    next: usize,
+    segments: Box<[Segment]>,
+    /// The segment in which a run was taken or given back last: caches still have it.
+    hot: usize,
     /// Slots that are taken.
     pub(crate) used: usize,
+    /// The most that ever were.
+    pub(crate) high_water: usize,
     /// Runs that were ever taken.
     pub(crate) maps: u64,
 }
 
-/// What a run of slots must be like.
-#[derive(Clone, Copy, Debug)]
-pub(crate) struct Wanted {
-    /// How many slots.
-    pub(crate) slots: usize,
-    /// From one candidate to the next.
-    pub(crate) stride: usize,
-}
-
-/// A mapping in an area.
+/// A part of a mapping.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Mapping {
     /// The CPU's address of the original of the byte asked about.
@@ -50,123 +92,67 @@ pub(crate) struct Mapping {
 }
 
 impl Area {
-    /// `slots` free slots, a multiple of a segment.
-    pub(crate) fn new(slots: usize) -> Self {
-        let slot = |index| Slot {
-            free_run: SEGMENT_SLOTS - index % SEGMENT_SLOTS,
-            original: 0,
-            data: 0,
-            run: 0,
-            padding: 0,
-            offset: 0,
-        };
-        Self { slots: (0..slots).map(slot).collect(), next: 0, used: 0, maps: 0 }
+    /// Free slots.
+    pub(crate) fn new(segments: usize) -> Self {
+        let segments = (0..segments).map(|_| Segment::new()).collect();
+        Self { segments, hot: 0, used: 0, high_water: 0, maps: 0 }
     }
 
-    /// Takes a run of slots, searching from where the last one ended. `fits` says whether a run may begin at a slot.
-    pub(crate) fn take(&mut self, wanted: Wanted, fits: impl Fn(usize) -> bool) -> Option<usize> {
-        let len = self.slots.len();
-        if wanted.slots > len - self.used {
-            return None;
-        }
-        let mut index = self.next;
-        let mut looked_at = 0;
-        while looked_at < len {
-            if !fits(index) {
-                (index, looked_at) = ((index + 1) % len, looked_at + 1);
-                continue;
+    /// Takes the lowest free run of a segment, first of the segment used last, then of those after it. `fits` says whether
+    /// a run may begin at a slot.
+    ///
+    /// Linux goes on where the last search ended; going back to the slots just given back finds them in the CPU's caches.
+    #[inline]
+    pub(crate) fn take(&mut self, run: Run, fits: impl Fn(usize) -> bool) -> Option<usize> {
+        let (before, after) = (0..self.hot, self.hot..self.segments.len());
+        for number in after.chain(before) {
+            let segment = &mut self.segments[number];
+            let mut candidates = segment.candidates(run.slots);
+            while candidates != 0 {
+                let first = candidates.trailing_zeros() as usize;
+                let slot = number * SEGMENT_SLOTS + first;
+                if fits(slot) {
+                    segment.free &= !bits(first, run.slots);
+                    segment.first |= 1 << first;
+                    segment.runs[first] = run;
+                    self.hot = number;
+                    self.used += run.slots as usize;
+                    self.high_water = self.high_water.max(self.used);
+                    self.maps += 1;
+                    return Some(slot);
+                }
+                candidates &= candidates - 1;
             }
-            if self.slots[index].free_run >= wanted.slots {
-                self.mark_taken(index, wanted.slots);
-                self.next = (index + wanted.slots) % len;
-                self.used += wanted.slots;
-                self.maps += 1;
-                return Some(index);
-            }
-            let step = wanted.stride.max(1);
-            (index, looked_at) = ((index + step) % len, looked_at + step);
         }
         None
     }
 
-    fn mark_taken(&mut self, first: usize, count: usize) {
-        for slot in &mut self.slots[first..first + count] {
-            slot.free_run = 0;
-        }
-        // The free slots before it end here now.
-        let segment = first - first % SEGMENT_SLOTS;
-        for (run, index) in (segment..first).rev().enumerate() {
-            if self.slots[index].free_run == 0 {
-                break;
-            }
-            self.slots[index].free_run = run + 1;
-        }
-    }
-
-    /// Notes what a run is for: `len` bytes of `original`, which begin `offset` bytes into slot `first + padding`.
-    pub(crate) fn describe(
-        &mut self,
-        first: usize,
-        run: usize,
-        padding: usize,
-        original: usize,
-        len: usize,
-        offset: usize,
-    ) {
-        let mut done = 0;
-        for (number, slot) in self.slots[first + padding..first + run].iter_mut().enumerate() {
-            slot.original = original.wrapping_add(done);
-            slot.data = len - done;
-            slot.run = if number == 0 { run } else { 0 };
-            slot.padding = padding;
-            slot.offset = if number == 0 { offset } else { 0 };
-            let room = crate::SLOT_SIZE - slot.offset;
-            done = (done + room).min(len);
-        }
-    }
-
     /// The original of the byte `within` bytes into a slot. `None` when that is no part of a mapping.
-    pub(crate) fn lookup(&self, index: usize, within: usize) -> Option<Mapping> {
-        let slot = self.slots.get(index).filter(|slot| slot.free_run == 0)?;
-        let skipped = within.checked_sub(slot.offset)?;
-        let len = slot.data.checked_sub(skipped).filter(|&len| len != 0)?;
-        Some(Mapping { original: slot.original.wrapping_add(skipped), len })
+    #[inline]
+    pub(crate) fn lookup(&self, slot: usize, within: usize) -> Option<Mapping> {
+        let in_segment = slot % SEGMENT_SLOTS;
+        let (first, run) = self.segments.get(slot / SEGMENT_SLOTS)?.run_at(in_segment)?;
+        let skipped = ((in_segment - first) * SLOT_SIZE + within).checked_sub(run.before as usize)?;
+        let len = (run.len as usize).checked_sub(skipped).filter(|&len| len != 0)?;
+        Some(Mapping { original: run.original.wrapping_add(skipped), len })
     }
 
-    /// Gives the run back whose data begins in slot `index`, and says how many slots it had. Free runs grow together within
-    /// the segment.
-    pub(crate) fn give_back(&mut self, index: usize) -> usize {
-        let Slot { run, padding, .. } = self.slots[index];
-        if run == 0 {
-            return 0;
-        }
-        let first = index - padding;
-        let end = first + run;
-        let mut free_run = if end.is_multiple_of(SEGMENT_SLOTS) { 0 } else { self.slots[end].free_run };
-        for slot in self.slots[first..end].iter_mut().rev() {
-            free_run += 1;
-            *slot = Slot { free_run, original: 0, data: 0, run: 0, padding: 0, offset: 0 };
-        }
-        let segment = first - first % SEGMENT_SLOTS;
-        for slot in self.slots[segment..first].iter_mut().rev() {
-            if slot.free_run == 0 {
-                break;
-            }
-            free_run += 1;
-            slot.free_run = free_run;
-        }
-        self.used -= run;
-        run
+    /// Gives the run back that has a slot, if there is one.
+    #[inline]
+    pub(crate) fn give_back(&mut self, slot: usize) {
+        let number = slot / SEGMENT_SLOTS;
+        let Some(segment) = self.segments.get_mut(number) else { return };
+        let Some((first, &Run { slots, .. })) = segment.run_at(slot % SEGMENT_SLOTS) else { return };
+        segment.free |= bits(first, slots);
+        segment.first &= !(1 << first);
+        self.hot = number;
+        self.used -= slots as usize;
     }
 
-    /// Whether every free-run count is what counting anew gives.
+    /// Whether each slot is either free or in one run, and the count of those in use is right.
     pub(crate) fn is_consistent(&self) -> bool {
-        self.slots.chunks(SEGMENT_SLOTS).all(|segment| {
-            let mut run = 0;
-            segment.iter().rev().all(|slot| {
-                run = if slot.free_run == 0 { 0 } else { run + 1 };
-                slot.free_run == run
-            })
-        })
+        let free: usize = self.segments.iter().map(|segment| segment.free.count_ones() as usize).sum();
+        free + self.used == self.segments.len() * SEGMENT_SLOTS
+            && self.segments.iter().all(Segment::is_consistent)
     }
 }

@@ -8,10 +8,9 @@ use core::ptr::NonNull;
 use dma_api::{Attrs, DeviceParms, Direction, DmaError};
 use platform::device_memory::{copy_in, copy_out};
 use platform::sync::CpuLock;
-use platform::sync::atomic::{AtomicU64, Ordering};
 use platform::{FrameRequest, PhysAddr, Platform, Window, cpu};
 
-use crate::area::{Area, Wanted};
+use crate::area::{Area, Run};
 use crate::{SEGMENT_SLOTS, SLOT_SIZE};
 
 /// Bytes in a segment.
@@ -29,7 +28,8 @@ pub struct Statistics {
     pub slots: usize,
     /// Slots in use (Linux: `io_tlb_used`).
     pub used: usize,
-    /// The most that were ever in use at once (Linux: `io_tlb_used_hiwater`).
+    /// The most that were ever in use at once in each area, added up: never less than the most in use in the whole pool
+    /// (Linux: `io_tlb_used_hiwater`).
     pub high_water: usize,
     /// Mappings made.
     pub maps: u64,
@@ -44,10 +44,8 @@ pub struct Swiotlb {
     len: usize,
     window: Window,
     platform: Arc<dyn Platform>,
+    /// A power of two of them. Their segments take turns in the pool, so that finding an address's area is no division.
     areas: Box<[crossbeam_utils::CachePadded<CpuLock<Area>>]>,
-    area_slots: usize,
-    used: AtomicU64,
-    high_water: AtomicU64,
 }
 
 impl Swiotlb {
@@ -66,11 +64,10 @@ impl Swiotlb {
         if segments == 0 {
             return Err(PoolTooSmall(size));
         }
-        // A power of two, so that areas are of one size.
         let areas = cpus.clamp(1, segments).next_power_of_two();
         let areas = if areas > segments { areas / 2 } else { areas };
-        let area_slots = segments / areas * SEGMENT_SLOTS;
-        let len = areas * area_slots * SLOT_SIZE;
+        let each = segments / areas;
+        let len = areas * each * SEGMENT;
         // Aligned to a segment, so that a mapping of a segment's size keeps any boundary of that size.
         let request = FrameRequest { size: len, align: SEGMENT, limit };
         let start = platform.alloc(request).map_err(|_| PoolTooSmall(size))?;
@@ -80,11 +77,8 @@ impl Swiotlb {
             window: platform.window(),
             platform: Arc::clone(platform),
             areas: (0..areas)
-                .map(|_| crossbeam_utils::CachePadded::new(CpuLock::new(Area::new(area_slots))))
+                .map(|_| crossbeam_utils::CachePadded::new(CpuLock::new(Area::new(each))))
                 .collect(),
-            area_slots,
-            used: AtomicU64::new(0),
-            high_water: AtomicU64::new(0),
         })
     }
 
@@ -106,20 +100,17 @@ impl Swiotlb {
 
     /// Counters.
     pub fn statistics(&self) -> Statistics {
-        let mut statistics = Statistics {
-            slots: self.areas.len() * self.area_slots,
-            high_water: self.high_water.load(Ordering::Relaxed) as usize,
-            ..Statistics::default()
-        };
+        let mut statistics = Statistics { slots: self.len / SLOT_SIZE, ..Statistics::default() };
         for area in &self.areas {
             let area = area.lock();
             statistics.used += area.used;
+            statistics.high_water += area.high_water;
             statistics.maps += area.maps;
         }
         statistics
     }
 
-    /// Whether the free-run counts of all slots are what counting anew gives. For tests.
+    /// Whether each slot is either free or in one mapping, and the counts agree. For tests.
     #[doc(hidden)]
     pub fn is_consistent(&self) -> bool {
         self.areas.iter().all(|area| area.lock().is_consistent())
@@ -171,33 +162,32 @@ impl Swiotlb {
             .and_then(|(size, align)| size.checked_next_multiple_of(align))
             .filter(|&size| size <= SEGMENT - before_run && len as u64 - 1 <= boundary - before_data)
             .ok_or(DmaError::TooLargeForBounce { size: len, max: self.max_mapping_size(parms) })?;
-        let slots = size.div_ceil(SLOT_SIZE);
-        let stride = (((align_mask | page_mask).max(high_mask) >> 11) + 1) as usize;
+        let run = Run {
+            original: original.as_ptr().expose_provenance(),
+            // All of these are at most a segment.
+            len: len as u32,
+            before: offset as u32,
+            slots: size.div_ceil(SLOT_SIZE) as u32,
+        };
+        let fixed = align_mask | page_mask | high_mask;
         let start_area = cpu::current();
         for step in 0..self.areas.len() {
             let number = (start_area + step) & (self.areas.len() - 1);
             let fits = |slot: usize| {
                 let at = self.slot_phys(number, slot);
                 let data = at + offset as u64;
-                at & (align_mask | page_mask) == 0
-                    && at & high_mask == address & high_mask
-                    && len as u64 - 1 <= boundary - (data & boundary)
+                at & fixed == address & high_mask && len as u64 - 1 <= boundary - (data & boundary)
             };
-            let mut area = self.areas[number].lock();
-            let Some(first) = area.take(Wanted { slots, stride }, fits) else { continue };
-            self.note_taken(slots);
-            let padding = offset / SLOT_SIZE;
-            area.describe(first, slots, padding, original.as_ptr().addr(), len, offset % SLOT_SIZE);
-            drop(area);
-            let run = self.slot_phys(number, first);
-            let copy = PhysAddr::new(run + offset as u64);
+            let taken = self.areas[number].lock().take(run, fits);
+            let Some(first) = taken else { continue };
+            let start = PhysAddr::new(self.slot_phys(number, first));
+            let copy = start.wrapping_add(offset as u64);
             if parms.is_untrusted() {
-                self.zero(PhysAddr::new(run), offset);
-                self.zero(copy.wrapping_add(len as u64), slots * SLOT_SIZE - offset - len);
+                self.zero(start, offset);
+                self.zero(copy.wrapping_add(len as u64), run.slots as usize * SLOT_SIZE - offset - len);
             }
             // SAFETY: the original is the caller's promise; the copy is this mapping's own.
             unsafe { copy_in(original.as_ptr(), self.window.ptr(copy), len) };
-            original.as_ptr().expose_provenance();
             return Ok(copy);
         }
         let Statistics { used, slots: total, .. } = self.statistics();
@@ -217,10 +207,7 @@ impl Swiotlb {
         }
         let (number, slot, _) = self.place(copy);
         if let Some(area) = self.areas.get(number) {
-            let mut area = area.lock();
-            let slots = area.give_back(slot);
-            // Under the area's lock, as when they were taken: the count is never more than the pool has.
-            self.used.fetch_sub(slots as u64, Ordering::Relaxed);
+            area.lock().give_back(slot);
         }
     }
 
@@ -261,14 +248,17 @@ impl Swiotlb {
     }
 
     fn slot_phys(&self, area: usize, slot: usize) -> u64 {
-        self.start.get() + ((area * self.area_slots + slot) * SLOT_SIZE) as u64
+        let segment = (slot / SEGMENT_SLOTS * self.areas.len()) | area;
+        self.start.get() + (segment * SEGMENT + slot % SEGMENT_SLOTS * SLOT_SIZE) as u64
     }
 
     /// The area, the slot and the byte in it at an address of the pool.
     fn place(&self, at: PhysAddr) -> (usize, usize, usize) {
         let offset = at.get().wrapping_sub(self.start.get()) as usize;
-        let slot = offset / SLOT_SIZE;
-        (slot / self.area_slots, slot % self.area_slots, offset % SLOT_SIZE)
+        let segment = offset / SEGMENT;
+        let slot =
+            (segment >> self.areas.len().trailing_zeros()) * SEGMENT_SLOTS + offset % SEGMENT / SLOT_SIZE;
+        (segment & (self.areas.len() - 1), slot, offset % SLOT_SIZE)
     }
 
     fn zero(&self, at: PhysAddr, len: usize) {
@@ -277,15 +267,6 @@ impl Swiotlb {
             let piece = ZEROS.len().min(len - done);
             // SAFETY: the range is in slots that were taken just now; a device may still look at them, so atomically.
             unsafe { copy_in(ZEROS.as_ptr(), self.window.ptr(at.wrapping_add(done as u64)), piece) };
-        }
-    }
-
-    /// Counts slots of an area whose lock is held.
-    fn note_taken(&self, slots: usize) {
-        let used = self.used.fetch_add(slots as u64, Ordering::Relaxed) + slots as u64;
-        // Only a new record writes.
-        if used > self.high_water.load(Ordering::Relaxed) {
-            self.high_water.fetch_max(used, Ordering::Relaxed);
         }
     }
 }
