@@ -11,7 +11,7 @@ use std::time::Duration;
 use backend_sim::sim_hardware::Machine;
 use backend_sim::{Config, SimMachine};
 use common::{IDENTITY, LAZY, STRICT};
-use dma_api::{Device, DmaBuffer};
+use dma_api::{Device, DmaBuffer, DmaDebug};
 use nvme_driver::{Controller, IoQueue, NvmeError};
 use platform::pci::Function;
 use platform::{Clock, PhysAddr};
@@ -218,6 +218,47 @@ fn without_an_iommu_data_above_4_gib_is_bounced() {
     assert_eq!(machine.bounce().statistics().maps - before, transfers());
     drop(controller);
     nothing_is_left(&machine);
+}
+
+/// Everything that the driver asks of the DMA API is as it should be, and nothing stays mapped when it goes.
+fn runs_clean(change: impl FnOnce(Config) -> Config) {
+    let disk = disk(LEN);
+    let machine = boot(&disk, change);
+    let debug = Arc::new(DmaDebug::new());
+    // SAFETY: as in `bind`.
+    let (function, device) = unsafe { machine.trust(SimMachine::address(Machine::NVME)) }.unwrap();
+    let controller = Controller::new(function, Arc::new(device.checked(&debug)), QUEUES).unwrap();
+    assert_ne!(debug.dump(), [], "the driver's memory goes through the checks");
+    read_and_write_everything(&controller, &disk);
+    drop(controller);
+    assert_eq!(debug.take_reports(), []);
+    assert_eq!(debug.dump(), []);
+    nothing_is_left(&machine);
+}
+
+#[test]
+fn the_driver_makes_no_mistake_strict() {
+    runs_clean(|config| config);
+}
+
+#[test]
+fn the_driver_makes_no_mistake_lazy() {
+    runs_clean(|config| Config { settings: LAZY, ..config });
+}
+
+#[test]
+fn the_driver_makes_no_mistake_untranslated() {
+    runs_clean(|config| Config { settings: IDENTITY, ..config });
+}
+
+#[test]
+fn the_driver_makes_no_mistake_untrusted() {
+    runs_clean(|config| Config { untrusted: vec![SimMachine::address(Machine::NVME)], ..config });
+}
+
+#[test]
+fn the_driver_makes_no_mistake_without_an_iommu() {
+    runs_clean(Config::without_iommu);
 }
 
 #[test]
