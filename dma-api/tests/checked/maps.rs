@@ -146,7 +146,11 @@ fn a_device_that_does_not_see_the_caches_has_its_lines_alone() {
         watch.map(after(buffer.phys(), 64), 1, From);
         watch.silent();
         watch.map(after(buffer.phys(), 32), 32, From);
-        assert_eq!(watch.debug.take_reports().len(), told);
+        assert_eq!(watch.debug.take_reports().len(), told, "a line that begins before it");
+        watch.map(after(buffer.phys(), 129), 1, From);
+        watch.silent();
+        watch.map(after(buffer.phys(), 128), 1, From);
+        assert_eq!(watch.debug.take_reports().len(), told, "a line that ends after it");
     }
 }
 
