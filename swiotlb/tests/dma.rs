@@ -7,8 +7,8 @@ use std::sync::Arc;
 
 use common::{Cache, FOUR_GIB, Host, SEGMENT, pattern, pool};
 use dma_api::{
-    Attrs, Bidirectional, CoherentSlice, Device, DeviceBuilder, Direction, DmaBuffer, DmaError, FromDevice,
-    Streaming, ToDevice,
+    Attrs, Bidirectional, Calls, CoherentSlice, Device, DeviceBuilder, Direction, DmaBuffer, DmaError,
+    FaultPlan, Faulty, FromDevice, ScopedError, Streaming, ToDevice,
 };
 use platform::{FrameRequest, Frames, PhysAddr, Platform};
 use swiotlb::{Swiotlb, SwiotlbDma};
@@ -255,4 +255,32 @@ fn no_bytes_cannot_be_mapped() {
         device.ops().map_phys(device.parms(), PhysAddr::new(FOUR_GIB), 0, Direction::ToDevice, Attrs::empty())
     };
     assert_eq!(none, Err(DmaError::InvalidLength(0)));
+}
+
+#[test]
+fn a_scoped_map_whose_unmap_fails_costs_a_slot_and_nothing_else() {
+    let host = Host::new();
+    let pool = pool(&host, SEGMENT, 1);
+    let plan = Arc::new(FaultPlan::default());
+    let ops = Arc::new(Faulty::new(ops(&host, Some(&pool)), plan.clone()));
+    let device = DeviceBuilder::new("test").build(ops, host.clone());
+    let mut slice = pattern(1, 100);
+    let write = |slice: &mut [u8]| {
+        device.map_scoped::<FromDevice, _, _>(slice, |mapped| {
+            host.device_write(mapped.dma_address().get(), &[7; 50]);
+            mapped.dma_address().get()
+        })
+    };
+    write(&mut slice).unwrap();
+    assert_eq!((&slice[..50], &slice[50..]), (&[7; 50][..], &pattern(1, 100)[50..]));
+    assert_eq!(pool.statistics().used, 0);
+
+    plan.fail_nth(Calls::UNMAP_PHYS, 1, DmaError::IommuTimedOut);
+    slice = pattern(2, 100);
+    let ScopedError::Unmap(lost) = write(&mut slice).unwrap_err() else { panic!("the map failed") };
+    assert_eq!((pool.statistics().used, lost.len), (1, 100));
+    host.device_write(lost.address.get(), &[8; 100]);
+    let other = write(&mut [0; 100]).unwrap();
+    assert_ne!(other, lost.address.get(), "the slot is not used again");
+    assert_eq!(slice, pattern(2, 100));
 }
