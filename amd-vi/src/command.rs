@@ -9,9 +9,9 @@ use crate::invalidate::Cover;
 #[repr(C)]
 pub struct Command {
     /// Bits 63:0: the opcode is in 63:60.
-    pub q0: u64,
+    q0: u64,
     /// Bits 127:64.
-    pub q1: u64,
+    q1: u64,
 }
 
 const _: () = assert!(size_of::<Command>() == Command::SIZE as usize);
@@ -42,10 +42,27 @@ impl Command {
     /// Bytes in a command.
     pub const SIZE: u64 = 16;
 
+    /// The command with these words.
+    ///
+    /// # Safety
+    /// The unit executes it: when it makes the unit write, it is to memory that the caller has for this.
+    pub const unsafe fn from_words([q0, q1]: [u64; 2]) -> Self {
+        Self { q0, q1 }
+    }
+
+    /// Its words, the lower one first.
+    #[inline]
+    pub const fn words(self) -> [u64; 2] {
+        [self.q0, self.q1]
+    }
+
     /// COMPLETION_WAIT that stores `data` to `at` (8-byte aligned) once every command before it has been executed
     /// (Linux: `build_completion_wait`).
     #[doc(alias = "build_completion_wait")]
-    pub const fn completion_wait(at: PhysAddr, data: u64) -> Self {
+    ///
+    /// # Safety
+    /// The unit will write to `at`: it is memory that the caller has for this.
+    pub const unsafe fn completion_wait(at: PhysAddr, data: u64) -> Self {
         const STORE: u64 = 1 << 0;
         Self { q0: Opcode::CompletionWait.bits() | (at.get() & 0x000f_ffff_ffff_fff8) | STORE, q1: data }
     }

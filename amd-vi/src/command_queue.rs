@@ -212,8 +212,9 @@ impl CommandQueue {
         let mask = self.ring.size() - 1;
         let mut tail = producer.tail;
         let mut put = |command: Command| {
-            self.ring.word(tail).store(command.q0, Ordering::Relaxed);
-            self.ring.word(tail + 8).store(command.q1, Ordering::Relaxed);
+            let [q0, q1] = command.words();
+            self.ring.word(tail).store(q0, Ordering::Relaxed);
+            self.ring.word(tail + 8).store(q1, Ordering::Relaxed);
             tail = (tail + Command::SIZE) & mask;
         };
         for command in commands {
@@ -223,7 +224,8 @@ impl CommandQueue {
         if wait {
             producer.sequence = producer.sequence.wrapping_add(1);
             producer.statistics.completion_waits += 1;
-            put(Command::completion_wait(self.semaphore.address(), producer.sequence));
+            // SAFETY: the semaphore's memory is there for it, and stays until the unit is disabled.
+            put(unsafe { Command::completion_wait(self.semaphore.address(), producer.sequence) });
         }
         producer.tail = tail;
         // The register write is a release: the unit sees the commands above.

@@ -270,7 +270,7 @@ impl Registers {
 
     /// Writes the register at `offset`. What was stored to memory before is visible to the unit.
     #[inline]
-    pub fn write(&self, offset: usize, value: u64) {
+    pub(crate) fn write(&self, offset: usize, value: u64) {
         self.mmio.write64(offset, value);
     }
 
@@ -280,7 +280,7 @@ impl Registers {
     }
 
     /// Writes the control register.
-    pub fn set_control(&self, control: Control) {
+    pub(crate) fn set_control(&self, control: Control) {
         self.write(offset::CONTROL, control.into_bits());
     }
 
@@ -290,7 +290,7 @@ impl Registers {
     }
 
     /// Clears the write-one-to-clear bits that are set in `bits`.
-    pub fn clear_status(&self, bits: Status) {
+    pub(crate) fn clear_status(&self, bits: Status) {
         self.write(offset::STATUS, bits.into_bits() & Status::WRITE_ONE_TO_CLEAR);
     }
 

@@ -14,7 +14,8 @@ use loom_common::Machine;
 use platform::sync::atomic::Ordering;
 
 /// What stops the unit.
-const ILLEGAL: Command = Command { q0: 0, q1: 0 };
+// SAFETY: the unit does not execute it.
+const ILLEGAL: Command = unsafe { Command::from_words([0, 0]) };
 
 fn ring(machine: &Machine) -> &CommandQueue {
     machine.driver.units()[0].commands()

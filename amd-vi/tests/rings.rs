@@ -10,7 +10,8 @@ use amd_vi::command::Command;
 use common::*;
 
 /// A command that no unit knows.
-const ILLEGAL: Command = Command { q0: 0xf << 60, q1: 0 };
+// SAFETY: the unit does not execute it.
+const ILLEGAL: Command = unsafe { Command::from_words([0xf << 60, 0]) };
 /// Entries of the ring.
 const ENTRIES_OF_RING: usize = 256;
 

@@ -117,8 +117,8 @@ pub unsafe trait DmaMapOps: Send + Sync + fmt::Debug {
     /// `map_sg`). By default each element is mapped for itself.
     ///
     /// # Errors
-    /// [`DmaError`] with the reason; nothing stays mapped, but with [`DmaError::NotUndone`] the device may still reach
-    /// any of the memory.
+    /// [`DmaError`] with the reason, [`DmaError::InvalidLength`] for an empty list or element; nothing stays mapped, but with
+    /// [`DmaError::NotUndone`] the device may still reach any of the memory.
     ///
     /// # Safety
     /// As [`DmaMapOps::map_phys`], for each element.
@@ -130,6 +130,10 @@ pub unsafe trait DmaMapOps: Send + Sync + fmt::Debug {
         dir: Direction,
         attrs: Attrs,
     ) -> Result<usize, DmaError> {
+        // A segment of no bytes ends the list for the unmap.
+        if list.is_empty() || list.iter().any(|entry| entry.len == 0) {
+            return Err(DmaError::InvalidLength(0));
+        }
         for index in 0..list.len() {
             let SgEntry { phys, len, .. } = list[index];
             // SAFETY: the caller's promise holds for each element.

@@ -122,17 +122,18 @@ impl<'d, B: BufferFor<D>, D: MapDirection> Streaming<'d, B, D> {
     #[inline]
     #[track_caller]
     pub fn map(device: &'d Device, buffer: B) -> Result<Self, MapFailed<B>> {
-        let raw = buffer.into_raw();
+        // Not dropped when the ops panic: nobody knows then whether the device has the buffer.
+        let raw = ManuallyDrop::new(buffer.into_raw());
         let (at, len) = B::raw_slice(&raw);
         let bytes = len * size_of::<B::Item>();
         // SAFETY: the buffer's elements stay where they are and nobody has a reference to them (or only shared ones, and
         // then the device only reads) until they come back from `raw`; their types say that they are initialised.
         match unsafe { device.map_single(at.cast(), bytes, D::DIRECTION, Attrs::empty()) } {
-            Ok(address) => {
-                Ok(Self { raw: ManuallyDrop::new(raw), address, bytes, device, _direction: PhantomData })
+            Ok(address) => Ok(Self { raw, address, bytes, device, _direction: PhantomData }),
+            Err(error) => {
+                // SAFETY: nothing was mapped, so the buffer is as it was.
+                Err(MapFailed { error, buffer: unsafe { B::from_raw(ManuallyDrop::into_inner(raw)) } })
             }
-            // SAFETY: nothing was mapped, so the buffer is as it was.
-            Err(error) => Err(MapFailed { error, buffer: unsafe { B::from_raw(raw) } }),
         }
     }
 

@@ -153,6 +153,22 @@ fn three_elements(bench: &Bench) -> (dma_api::DmaBuffer<u8>, [SgEntry; 3]) {
 }
 
 #[test]
+fn by_default_a_list_without_bytes_somewhere_is_refused() {
+    let bench = Bench::new();
+    let ops = Required(bench.mock.clone());
+    let parms = DeviceParms::new(true, false);
+    let (_buffer, list) = three_elements(&bench);
+    let mut holed = list;
+    holed[1].len = 0;
+    for list in [&mut holed[..], &mut []] {
+        // SAFETY: nothing is mapped.
+        let mapped = unsafe { ops.map_sg(&parms, list, DIR, Attrs::empty()) };
+        assert_eq!(mapped, Err(DmaError::InvalidLength(0)));
+    }
+    assert_eq!(bench.mock.take_calls(), []);
+}
+
+#[test]
 fn by_default_each_element_of_a_list_is_mapped_for_itself() {
     let bench = Bench::new();
     let ops = Required(bench.mock.clone());

@@ -356,7 +356,9 @@ impl Group {
         if state.owners != 0 {
             return Err(GroupError::Owned);
         }
-        if current.domain_type() == DomainType::Dma && wanted == DomainType::DmaFq {
+        // A group that was blocked needs a new domain.
+        let in_use = state.is_in(&current);
+        if in_use && current.domain_type() == DomainType::Dma && wanted == DomainType::DmaFq {
             default_domain::check_type(&state, wanted)?;
             current.make_lazy();
             return Ok(());

@@ -27,7 +27,7 @@ pub(crate) struct Options {
     #[arg(long, value_enum)]
     pub(crate) domain: Option<Domain>,
 
-    /// I/O queues, each with a thread of its own
+    /// I/O queues, 1 to 8, each with a thread of its own
     #[arg(long, value_name = "N", default_value_t = 2, value_parser = clap::value_parser!(u16).range(1..=8))]
     pub(crate) queues: u16,
 
