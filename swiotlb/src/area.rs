@@ -104,8 +104,10 @@ impl Area {
     /// Linux goes on where the last search ended; going back to the slots just given back finds them in the CPU's caches.
     #[inline]
     pub(crate) fn take(&mut self, run: Run, fits: impl Fn(usize) -> bool) -> Option<usize> {
-        let (before, after) = (0..self.hot, self.hot..self.segments.len());
-        for number in after.chain(before) {
+        let mut next = self.hot;
+        for _ in 0..self.segments.len() {
+            let number = next;
+            next = if number + 1 == self.segments.len() { 0 } else { number + 1 };
             let segment = &mut self.segments[number];
             let mut candidates = segment.candidates(run.slots);
             while candidates != 0 {

@@ -158,8 +158,9 @@ impl Swiotlb {
         let before_data = address & parms.min_align_mask() & boundary;
         let size = len
             .checked_add(offset)
-            .zip((alloc_align_mask as usize).checked_add(1))
-            .and_then(|(size, align)| size.checked_next_multiple_of(align))
+            // Up to a multiple: the mask stands for a power of two, so this is no division.
+            .and_then(|size| size.checked_add(alloc_align_mask as usize))
+            .map(|size| size & !(alloc_align_mask as usize))
             .filter(|&size| size <= SEGMENT - before_run && len as u64 - 1 <= boundary - before_data)
             .ok_or(DmaError::TooLargeForBounce { size: len, max: self.max_mapping_size(parms) })?;
         let run = Run {
