@@ -11,7 +11,7 @@ use crate::{
     FaultQueue, Quarantined, SgEntry,
 };
 
-/// A device that can do DMA. It is made when a driver is bound (`iommu_core::Group::bind`, or a backend's `trust`) and
+/// A device that can do DMA. It is made when a driver is bound (by whoever hands out devices) and
 /// dropping it gives the device back; whoever made the ops decides what that means.
 #[derive(Debug)]
 pub struct Device {
