@@ -72,7 +72,7 @@ impl Domain {
     }
 
     /// The driver's part.
-    pub fn ops(&self) -> &Arc<dyn DomainOps> {
+    pub(crate) fn ops(&self) -> &Arc<dyn DomainOps> {
         &self.ops
     }
 
