@@ -21,6 +21,7 @@ pub struct Device {
     platform: Arc<dyn Platform>,
     window: Window,
     faults: Arc<FaultQueue>,
+    debug: Option<Arc<DmaDebug>>,
 }
 
 /// Makes a [`Device`].
@@ -68,16 +69,23 @@ impl DeviceBuilder {
             ops,
             platform,
             faults: self.faults.unwrap_or_default(),
+            debug: None,
         }
     }
 }
 
 impl Device {
-    /// The same device, whose driver is [checked](crate::Checked) from now on: reports go to `debug`.
+    /// The same device, whose driver is [checked](crate::Checked) from now on, and so are its [pools](crate::DmaPool): reports
+    /// go to `debug`.
     #[must_use]
     pub fn checked(self, debug: &Arc<DmaDebug>) -> Self {
         let ops = Arc::new(Checked::new(self.ops, self.name.clone(), debug));
-        Self { ops, ..self }
+        Self { ops, debug: Some(Arc::clone(debug)), ..self }
+    }
+
+    /// Who hears of the driver's mistakes, if it is checked.
+    pub(crate) fn debug(&self) -> Option<&Arc<DmaDebug>> {
+        self.debug.as_ref()
     }
 
     /// Its name in messages.

@@ -11,21 +11,32 @@ use platform::frames::FRAME_SIZE;
 use platform::sync::Mutex;
 use zerocopy::{FromBytes, IntoBytes};
 
+use crate::checked::PoolWatch;
 use crate::{Attrs, CoherentMemory, Device, DmaError, volatile};
 
 /// A pool of coherent blocks of one size, with alignment and a boundary that none crosses (Linux: `struct dma_pool`).
 /// Taking a block and giving it back take constant time; memory goes back to the device when pool and blocks are gone.
+///
+/// A block owns itself: it cannot be given back twice, or to another pool. What safe code can still get wrong is reported for a
+/// [checked](Device::checked) device (Linux: `DMAPOOL_DEBUG`): free blocks hold a pattern, and one that was written meanwhile,
+/// by a device that had not stopped, is a [`Mistake::FreeBlockChanged`](crate::Mistake::FreeBlockChanged) when it is taken
+/// again or the pool goes; a pool that goes before its blocks, so that nobody sees whether one was forgotten, is a
+/// [`Mistake::PoolBusy`](crate::Mistake::PoolBusy).
 #[doc(alias = "dma_pool_create")]
 #[derive(Clone)]
 pub struct DmaPool {
-    inner: Arc<Inner>,
+    owner: Arc<Owner>,
 }
+
+/// What the clones of a pool share. Blocks hold only what is within.
+struct Owner(Arc<Inner>);
 
 struct Inner {
     name: Box<str>,
     device: Arc<Device>,
     layout: Layout,
     state: Mutex<State>,
+    watch: Option<PoolWatch>,
 }
 
 #[derive(Clone, Copy)]
@@ -45,6 +56,9 @@ struct Layout {
 #[derive(Default)]
 struct State {
     slabs: Vec<CoherentMemory>,
+    /// How many blocks there are.
+    blocks: usize,
+    /// There is room for all of them, so that giving one back allocates nothing.
     free: Vec<Block>,
 }
 
@@ -86,8 +100,10 @@ impl DmaPool {
         let moves = boundary != 0 && size > FRAME_SIZE;
         let slab = if moves { 2 * stride } else { stride }.next_multiple_of(FRAME_SIZE);
         let layout = Layout { size, align, stride, boundary, slab };
-        let state = Mutex::new(State::default());
-        Ok(Self { inner: Arc::new(Inner { name: name.into(), device: Arc::clone(device), layout, state }) })
+        let watch = device.debug().map(|debug| PoolWatch::new(debug, device.name(), name));
+        let (name, device) = (name.into(), Arc::clone(device));
+        let inner = Inner { name, device, layout, state: Mutex::default(), watch };
+        Ok(Self { owner: Arc::new(Owner(Arc::new(inner))) })
     }
 
     /// Takes a zeroed block, as elements of `T` (Linux: `dma_pool_zalloc`).
@@ -99,17 +115,21 @@ impl DmaPool {
     #[doc(alias = "dma_pool_zalloc")]
     #[track_caller]
     pub fn alloc<T: FromBytes + IntoBytes>(&self) -> Result<PoolItem<T>, DmaError> {
-        let layout = self.inner.layout;
+        let inner = &self.owner.0;
+        let layout = inner.layout;
         if align_of::<T>() > layout.align || size_of::<T>() == 0 {
             return Err(DmaError::InvalidAlignment(align_of::<T>()));
         }
-        let block = {
-            let mut state = self.inner.state.lock();
-            if state.free.is_empty() {
-                self.inner.grow(&mut state)?;
-            }
-            state.free.pop().ok_or(DmaError::OutOfMemory)?
+        let free = inner.state.lock().free.pop();
+        // No closure: it would be the caller that a report names.
+        let block = match free {
+            Some(block) => block,
+            None => inner.grow()?,
         };
+        if let Some(watch) = &inner.watch {
+            // SAFETY: the block was free, and is nobody else's now.
+            unsafe { watch.take(block.dma, block.cpu, layout.size) };
+        }
         let zeros = [0u8; 64];
         for at in (0..layout.size).step_by(zeros.len()) {
             let len = zeros.len().min(layout.size - at);
@@ -119,39 +139,86 @@ impl DmaPool {
         Ok(PoolItem {
             block,
             len: layout.size / size_of::<T>(),
-            pool: Arc::clone(&self.inner),
+            pool: Arc::clone(inner),
             _elements: PhantomData,
         })
     }
 }
 
 impl Inner {
+    /// Takes a block of a new slab. The lock is not held while the device's ops are asked, which may take long: threads that
+    /// find the pool empty at the same time grow it by a slab each.
+    #[cold]
     #[track_caller]
-    fn grow(&self, state: &mut State) -> Result<(), DmaError> {
+    fn grow(&self) -> Result<Block, DmaError> {
         let memory = self.device.alloc_coherent(self.layout.slab, Attrs::empty())?;
+        let mut fresh = self.layout.blocks(memory);
+        if let Some(watch) = &self.watch {
+            for block in &fresh {
+                // SAFETY: the block is in memory that nobody else knows.
+                unsafe { watch.poison(block.cpu, self.layout.size) };
+            }
+        }
+        let mut state = self.state.lock();
         state.slabs.push(memory);
+        state.blocks += fresh.len();
+        let block = fresh.pop();
+        let room = state.blocks - state.free.len();
+        state.free.reserve(room);
+        state.free.append(&mut fresh);
+        block.ok_or(DmaError::OutOfMemory)
+    }
+
+    fn give_back(&self, block: Block) {
+        if let Some(watch) = &self.watch {
+            // SAFETY: the block's owner gives it up, and nobody else has it yet.
+            unsafe { watch.give_back(block.dma, block.cpu, self.layout.size) };
+        }
+        self.state.lock().free.push(block);
+    }
+}
+
+impl Layout {
+    /// The blocks of a slab.
+    fn blocks(&self, slab: CoherentMemory) -> Vec<Block> {
+        let mut blocks = Vec::new();
         let mut offset = 0;
-        while offset + self.layout.size <= self.layout.slab {
-            let dma = memory.dma.wrapping_add(offset as u64);
-            let last = dma.wrapping_add(self.layout.size as u64 - 1);
+        while offset + self.size <= self.slab {
+            let dma = slab.dma.wrapping_add(offset as u64);
+            let last = dma.wrapping_add(self.size as u64 - 1);
             // Addresses from the boundary on, as the device sees them. (They are aligned as offsets are, to a page.)
-            let beyond = last.offset_in(self.layout.boundary.max(1) as u64) as usize + 1;
-            if self.layout.boundary != 0 && beyond < self.layout.size {
-                offset += (self.layout.size - beyond).next_multiple_of(self.layout.align);
+            let beyond = last.offset_in(self.boundary.max(1) as u64) as usize + 1;
+            if self.boundary != 0 && beyond < self.size {
+                offset += (self.size - beyond).next_multiple_of(self.align);
                 continue;
             }
             // SAFETY: the block is within the slab.
-            let cpu = unsafe { memory.cpu.as_ptr().add(offset) };
-            state.free.push(Block { cpu, dma });
-            offset += self.layout.stride;
+            let cpu = unsafe { slab.cpu.as_ptr().add(offset) };
+            blocks.push(Block { cpu, dma });
+            offset += self.stride;
         }
-        Ok(())
+        blocks
+    }
+}
+
+impl Drop for Owner {
+    fn drop(&mut self) {
+        if let Some(watch) = &self.0.watch {
+            watch.pool_gone();
+        }
     }
 }
 
 impl Drop for Inner {
     fn drop(&mut self) {
-        for memory in self.state.lock().slabs.drain(..) {
+        let mut state = self.state.lock();
+        if let Some(watch) = &self.watch {
+            for block in &state.free {
+                // SAFETY: the block is free, and its slab is still there.
+                unsafe { watch.check(block.dma, block.cpu, self.layout.size) };
+            }
+        }
+        for memory in state.slabs.drain(..) {
             // SAFETY: the slab came from this device, and no item is left: each holds the pool. When the device may still
             // reach it, the ops keep and count it.
             let _ = unsafe { self.device.free_coherent(memory, Attrs::empty()) };
@@ -161,7 +228,7 @@ impl Drop for Inner {
 
 impl fmt::Debug for DmaPool {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "DmaPool({}, blocks of {} bytes)", self.inner.name, self.inner.layout.size)
+        write!(f, "DmaPool({}, blocks of {} bytes)", self.owner.0.name, self.owner.0.layout.size)
     }
 }
 
@@ -224,7 +291,7 @@ impl<T: FromBytes + IntoBytes> PoolItem<T> {
 
 impl<T> Drop for PoolItem<T> {
     fn drop(&mut self) {
-        self.pool.state.lock().free.push(self.block);
+        self.pool.give_back(self.block);
     }
 }
 

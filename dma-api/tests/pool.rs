@@ -63,6 +63,30 @@ fn memory_goes_back_when_pool_and_blocks_are_gone() {
 }
 
 #[test]
+fn threads_share_a_pool() {
+    let bench = Bench::new();
+    let pool = DmaPool::new(&bench.device, "blocks", 512, 8, 0).unwrap();
+    std::thread::scope(|scope| {
+        for thread in 1..=4u64 {
+            let pool = &pool;
+            scope.spawn(move || {
+                for round in 0..200 {
+                    let items: Vec<PoolItem<u64>> =
+                        (0..1 + round % 13).map(|_| pool.alloc().unwrap()).collect();
+                    items.iter().for_each(|item| item.write(63, thread));
+                    std::thread::yield_now();
+                    assert!(items.iter().all(|item| item.read(63) == thread && item.read(0) == 0));
+                }
+            });
+        }
+    });
+    // 52 blocks in use at most, 8 a page; threads that found it empty at once took a page each.
+    assert!(bench.mock.live() <= 52usize.div_ceil(8) + 4, "{} pages", bench.mock.live());
+    drop(pool);
+    assert_eq!((bench.mock.live(), bench.host.live()), (0, 0));
+}
+
+#[test]
 fn running_out_is_told_and_got_over() {
     let bench = Bench::new();
     let pool = DmaPool::new(&bench.device, "blocks", PAGE, 8, 0).unwrap();

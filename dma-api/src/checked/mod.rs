@@ -2,6 +2,7 @@
 
 mod debug;
 mod ledger;
+mod pool_watch;
 mod ranges;
 mod report;
 mod watch;
@@ -19,6 +20,7 @@ use ledger::{Ended, Memory, Record};
 use watch::{SyncVerdict, Verdict, Watched};
 
 pub use debug::DmaDebug;
+pub(crate) use pool_watch::PoolWatch;
 pub use report::{Mapping, MappingKind, Mistake, Report};
 
 /// A decorator over any [`DmaMapOps`] of one device that remembers every mapping, and reports to a [`DmaDebug`] what breaks

@@ -260,6 +260,32 @@ pub enum Mistake {
         /// The oldest.
         first: Mapping,
     },
+    /// A free block of a pool was written: by a device that had not stopped, or that never had it (Linux: "dma_pool_alloc ...
+    /// (corrupted)").
+    #[error("the block at {block} of the pool {pool:?} was written while it was free: {found:#04x} at {at}")]
+    FreeBlockChanged {
+        /// The pool's name.
+        pool: Box<str>,
+        /// Where the device finds the block.
+        block: DmaAddr,
+        /// The first byte that changed.
+        at: DmaAddr,
+        /// What it holds.
+        found: u8,
+    },
+    /// A pool went before its blocks: some are still held, or forgotten (Linux: "dma_pool_destroy ... busy"). Its memory stays
+    /// until they are gone.
+    #[error("the pool {pool:?} is gone with {count} blocks in use, among them {block}, taken at {taken_at}")]
+    PoolBusy {
+        /// The pool's name.
+        pool: Box<str>,
+        /// How many.
+        count: usize,
+        /// Where the device finds the first of them.
+        block: DmaAddr,
+        /// The call that took it.
+        taken_at: &'static Location<'static>,
+    },
     /// There are more mappings than are remembered: from now on nothing is checked for this device (Linux: "debugging out
     /// of memory - disabling").
     #[error("more than {limit} mappings live: the device is not checked any more")]

@@ -5,6 +5,7 @@ mod common;
 
 mod ends;
 mod maps;
+mod pools;
 mod reports;
 mod syncs;
 mod watch;
