@@ -161,7 +161,8 @@ fn insert_joined(ranges: &mut BTreeMap<u64, u64>, at: u64, size: u64) {
 // handed out, zeroed on the way out; nothing moves.
 unsafe impl Frames for SimFrames {
     fn alloc(&self, request: FrameRequest) -> Result<PhysAddr, OutOfFrames> {
-        let size = (request.size.max(1) as u64).next_multiple_of(FRAME);
+        let size =
+            (request.size.max(1) as u64).checked_next_multiple_of(FRAME).ok_or(OutOfFrames(request))?;
         let align = (request.align as u64).max(FRAME);
         if !align.is_power_of_two() {
             return Err(OutOfFrames(request));

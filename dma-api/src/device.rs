@@ -292,12 +292,13 @@ impl Device {
     /// way.
     ///
     /// # Errors
-    /// [`DmaError`] with the reason.
+    /// [`DmaError`] with the reason: [`DmaError::InvalidLength`] for none and for more than `isize::MAX` bytes, which no
+    /// memory has.
     #[doc(alias = "dma_alloc_coherent")]
     #[track_caller]
     pub fn alloc_coherent(&self, size: usize, attrs: Attrs) -> Result<CoherentMemory, DmaError> {
         trace::event("dma_alloc_coherent", 0, size as u64);
-        if size == 0 {
+        if size == 0 || size > isize::MAX as usize {
             return Err(DmaError::InvalidLength(size));
         }
         self.ops.alloc(&self.parms, size, attrs)

@@ -63,20 +63,20 @@ impl<'d, B: BufferFor<D>, D: MapDirection> ScatterList<'d, B, D> {
     #[doc(alias = "dma_map_sgtable")]
     #[track_caller]
     pub fn map(device: &'d Device, buffers: Vec<B>) -> Result<Self, MapFailed<Vec<B>>> {
-        let raw: Vec<B::Raw> = buffers.into_iter().map(B::into_raw).collect();
+        // Not dropped when the ops panic: nobody knows then whether the device has the buffers.
+        let raw: ManuallyDrop<Vec<B::Raw>> =
+            ManuallyDrop::new(buffers.into_iter().map(B::into_raw).collect());
         // SAFETY: the buffers' elements stay where they are and nobody has a reference to them (or only shared ones, and
         // then the device only reads) until they come back from `raw`; their types say that they are initialised.
         match unsafe { map_all(device, raw.iter().map(range::<B>), D::DIRECTION) } {
             Ok((entries, segments, mapped)) => {
-                let raw = ManuallyDrop::new(raw);
                 Ok(Self { raw, entries, segments, mapped, device, _direction: PhantomData })
             }
-            Err(error @ DmaError::NotUndone(_)) => {
-                core::mem::forget(raw);
-                Err(MapFailed { error, buffer: Vec::new() })
+            Err(error @ DmaError::NotUndone(_)) => Err(MapFailed { error, buffer: Vec::new() }),
+            Err(error) => {
+                // SAFETY: nothing is mapped, so the buffers are as they were.
+                Err(MapFailed { error, buffer: unsafe { take_back(ManuallyDrop::into_inner(raw)) } })
             }
-            // SAFETY: nothing is mapped, so the buffers are as they were.
-            Err(error) => Err(MapFailed { error, buffer: unsafe { take_back(raw) } }),
         }
     }
 

@@ -3,10 +3,12 @@
 mod common;
 
 use std::collections::BTreeMap;
-use std::sync::atomic::Ordering;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, mpsc};
+use std::time::Duration;
 
 use common::{Bench, Call, PAGE};
-use dma_api::{DmaError, DmaPool, PoolItem};
+use dma_api::{Calls, DeviceBuilder, DmaError, DmaPool, FaultPlan, Faulty, PoolItem};
 use proptest::prelude::*;
 
 #[test]
@@ -84,6 +86,33 @@ fn threads_share_a_pool() {
     assert!(bench.mock.live() <= 52usize.div_ceil(8) + 4, "{} pages", bench.mock.live());
     drop(pool);
     assert_eq!((bench.mock.live(), bench.host.live()), (0, 0));
+}
+
+#[test]
+fn blocks_go_back_while_the_pool_grows() {
+    let bench = Bench::new();
+    let held: Arc<Mutex<Option<PoolItem<u8>>>> = Arc::default();
+    let went_back = Arc::new(AtomicBool::new(false));
+    let (taken, seen) = (held.clone(), went_back.clone());
+    let plan = FaultPlan::delayed(move |call| {
+        if let Some(item) = taken.lock().unwrap().take().filter(|_| call == Calls::ALLOC) {
+            let (done, wait) = mpsc::channel();
+            std::thread::spawn(move || {
+                drop(item);
+                done.send(()).unwrap();
+            });
+            seen.store(wait.recv_timeout(Duration::from_secs(10)).is_ok(), Ordering::Relaxed);
+        }
+    });
+    let ops = Arc::new(Faulty::new(bench.mock.clone(), Arc::new(plan)));
+    let device = Arc::new(DeviceBuilder::new("slow").build(ops, bench.platform()));
+    let pool = DmaPool::new(&device, "blocks", PAGE, 8, 0).unwrap();
+    *held.lock().unwrap() = Some(pool.alloc().unwrap());
+    let second = pool.alloc::<u8>().unwrap();
+    assert!(went_back.load(Ordering::Relaxed), "a block could not go back while the pool grew");
+    let first = pool.alloc::<u8>().unwrap();
+    assert_eq!(bench.mock.live(), 2);
+    drop((first, second));
 }
 
 #[test]
