@@ -18,6 +18,28 @@ pub unsafe trait Mmio: Send + Sync + core::fmt::Debug {
         self.len() == 0
     }
 
+    /// Reads 8 bits. A region without registers of this width, which is the default, answers as nobody does.
+    fn read8(&self, offset: usize) -> u8 {
+        let _ = offset;
+        u8::MAX
+    }
+
+    /// Writes 8 bits. A region without registers of this width, which is the default, drops them.
+    fn write8(&self, offset: usize, value: u8) {
+        let _ = (offset, value);
+    }
+
+    /// Reads 16 bits; as [`Mmio::read8`] by default.
+    fn read16(&self, offset: usize) -> u16 {
+        let _ = offset;
+        u16::MAX
+    }
+
+    /// Writes 16 bits; as [`Mmio::write8`] by default.
+    fn write16(&self, offset: usize, value: u16) {
+        let _ = (offset, value);
+    }
+
     /// Reads 32 bits.
     fn read32(&self, offset: usize) -> u32;
 

@@ -138,6 +138,9 @@ pub struct Identity {
     pub bars: Vec<(u8, u64)>,
     /// MSI-X vectors; the tree holds their table and pending bits, in BAR 4.
     pub msix_vectors: u16,
+    /// Capabilities of its own, in 32-bit words of which the first has the ID in bits 7:0. They go into the list behind
+    /// PCI Express and MSI-X; the way to the next, bits 15:8 of the first word, is the tree's to fill in.
+    pub capabilities: Vec<Vec<u32>>,
 }
 
 /// A device behind a PCI function. It does DMA through the [`Port`] and raises interrupts through the [`Interrupts`]

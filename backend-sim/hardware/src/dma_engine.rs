@@ -112,6 +112,7 @@ impl DeviceModel for DmaEngine {
             class: SYSTEM_DMA_CONTROLLER,
             bars: vec![(0, 4096)],
             msix_vectors: 1,
+            capabilities: Vec::new(),
         }
     }
 

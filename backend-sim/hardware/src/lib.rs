@@ -1,6 +1,7 @@
 #![doc = include_str!("../README.md")]
 
 pub mod bus;
+mod disk;
 pub mod dma_engine;
 pub mod firmware;
 pub mod interrupts;
@@ -9,5 +10,7 @@ mod machine;
 pub mod nvme;
 pub mod pci;
 pub mod ram;
+pub mod virtio;
 
+pub use disk::DiskError;
 pub use machine::{Machine, MachineConfig, MachineError};

@@ -7,13 +7,15 @@ use std::sync::Arc;
 use platform::Mmio;
 use platform::pci::RequesterId;
 
+use crate::disk::DiskError;
 use crate::dma_engine::DmaEngine;
 use crate::firmware::{IvrsConfig, ivrs};
 use crate::interrupts::InterruptController;
 use crate::iommu::{self, AmdIommu};
-use crate::nvme::{self, NamespaceError, NvmeController};
+use crate::nvme::{self, NvmeController};
 use crate::pci::{Acs, Builder, PciTree};
 use crate::ram::{Ram, RamError};
+use crate::virtio::{self, VirtioBlk};
 
 /// Where the IOMMU's registers are.
 const IOMMU_BASE: u64 = 0xfeb8_0000;
@@ -33,6 +35,8 @@ pub struct MachineConfig {
     pub disk: PathBuf,
     /// Whether it may be written.
     pub disk_writable: bool,
+    /// A virtio block device, if there is to be one.
+    pub virtio_blk: Option<virtio::Config>,
 }
 
 impl MachineConfig {
@@ -44,6 +48,7 @@ impl MachineConfig {
             nvme: nvme::Config::default(),
             disk: disk.into(),
             disk_writable: false,
+            virtio_blk: None,
         }
     }
 }
@@ -56,7 +61,7 @@ pub enum MachineError {
     Ram(#[from] RamError),
     /// No disk.
     #[error("{0}")]
-    Disk(#[from] NamespaceError),
+    Disk(#[from] DiskError),
 }
 
 /// The machine. Its devices:
@@ -74,6 +79,8 @@ pub enum MachineError {
 /// | 03:01.0 | downstream port without ACS |
 /// | 05:00.0 | DMA engine |
 /// | 00:03.0, 00:03.1 | DMA engines, functions of one slot without ACS |
+/// | 00:04.0 | root port, isolating; only with a virtio block device |
+/// | 06:00.0 | that device |
 pub struct Machine {
     /// Memory.
     pub ram: Arc<Ram>,
@@ -85,6 +92,8 @@ pub struct Machine {
     pub iommu: Option<Arc<AmdIommu>>,
     /// The NVMe controller.
     pub nvme: Arc<NvmeController>,
+    /// The virtio block device, if there is one.
+    pub virtio_blk: Option<Arc<VirtioBlk>>,
     ivrs: Vec<u8>,
 }
 
@@ -95,6 +104,8 @@ impl Machine {
     pub const ENGINE: RequesterId = RequesterId::from_parts(4, 0, 0);
     /// The DMA engine below the port without ACS.
     pub const SHARING_ENGINE: RequesterId = RequesterId::from_parts(5, 0, 0);
+    /// The virtio block device, where there is one.
+    pub const VIRTIO_BLK: RequesterId = RequesterId::from_parts(6, 0, 0);
 
     /// Puts a machine together and switches it on.
     ///
@@ -116,6 +127,15 @@ impl Machine {
             .endpoint(Self::SHARING_ENGINE, DmaEngine::new() as _, false, Acs::Absent)
             .endpoint(id(0, 3, 0), DmaEngine::new() as _, true, Acs::Absent)
             .endpoint(id(0, 3, 1), DmaEngine::new() as _, true, Acs::Absent);
+        let virtio_blk = config.virtio_blk.map(|config| VirtioBlk::new(&config)).transpose()?;
+        if let Some(device) = &virtio_blk {
+            builder = builder.root_port(id(0, 4, 0), 6, 6, Acs::ISOLATED).endpoint(
+                Self::VIRTIO_BLK,
+                Arc::clone(device) as _,
+                false,
+                Acs::Absent,
+            );
+        }
         let mut table = Vec::new();
         let iommu = config.iommu.map(|config| {
             table = ivrs(&IvrsConfig {
@@ -135,7 +155,7 @@ impl Machine {
         let iommu = iommu.map(|(_, unit)| unit);
         let remapper = iommu.as_ref().map(|unit| Arc::clone(unit) as _);
         let pci = builder.build(Arc::clone(&ram), remapper, Arc::clone(&interrupts) as _);
-        Ok(Self { ram, pci, interrupts, iommu, nvme, ivrs: table })
+        Ok(Self { ram, pci, interrupts, iommu, nvme, virtio_blk, ivrs: table })
     }
 
     /// The IVRS that firmware wrote; empty without an IOMMU.

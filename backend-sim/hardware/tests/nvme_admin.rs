@@ -4,7 +4,7 @@ mod common;
 
 use common::nvme::*;
 use common::{A_WHILE, SOON, config_write, eventually};
-use sim_hardware::{Machine, nvme};
+use sim_hardware::{DiskError, Machine, nvme};
 
 const INVALID_OPCODE: u16 = 0x001;
 const INVALID_FIELD: u16 = 0x002;
@@ -141,8 +141,8 @@ fn it_says_how_large_its_namespace_is() {
 fn an_empty_or_absent_file_is_no_disk() {
     let file = tempfile::NamedTempFile::new().unwrap();
     let open = |path: &std::path::Path| nvme::NvmeController::new(nvme::Config::default(), path, false);
-    assert!(matches!(open(file.path()), Err(nvme::NamespaceError::Empty)));
-    assert!(matches!(open("/nowhere/at/all".as_ref()), Err(nvme::NamespaceError::Io(_))));
+    assert!(matches!(open(file.path()), Err(DiskError::Empty)));
+    assert!(matches!(open("/nowhere/at/all".as_ref()), Err(DiskError::Io(_))));
 }
 
 /// The status of a queue's creation: opcode, number, entries, address, dword 11.

@@ -2,12 +2,12 @@
 
 use std::sync::Arc;
 
-use super::namespace::BLOCK;
 use super::prp;
 use super::queue::{Command, Held, Ring};
 use super::status::Status;
 use super::{MAX_ENTRIES, MAX_TRANSFER_SHIFT, Shared};
 use crate::bus::Port;
+use crate::disk::BLOCK;
 
 const DELETE_SUBMISSION: u8 = 0x00;
 const CREATE_SUBMISSION: u8 = 0x01;

@@ -2,12 +2,12 @@
 
 use std::sync::atomic::Ordering;
 
-use super::namespace::BLOCK;
 use super::prp;
 use super::queue::{Command, Held};
 use super::status::Status;
 use super::{MAX_TRANSFER_SHIFT, Shared};
 use crate::bus::Port;
+use crate::disk::BLOCK;
 
 const FLUSH: u8 = 0x00;
 const WRITE: u8 = 0x01;

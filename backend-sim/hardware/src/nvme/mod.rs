@@ -2,7 +2,6 @@
 
 mod admin;
 mod io;
-mod namespace;
 mod prp;
 mod queue;
 mod status;
@@ -16,10 +15,9 @@ use std::time::{Duration, Instant};
 
 use parking_lot::{Condvar, Mutex};
 
-use self::namespace::Namespace;
-pub use self::namespace::NamespaceError;
 use self::queue::Queues;
 use crate::bus::{DeviceModel, Identity, Interrupts, Port};
+use crate::disk::{Disk, DiskError};
 
 const BAR_SIZE: u64 = 0x4000;
 const DOORBELLS: u64 = 0x1000;
@@ -70,7 +68,7 @@ pub struct NvmeController {
 /// What the registers and the workers share.
 struct Shared {
     config: Config,
-    namespace: Namespace,
+    namespace: Disk,
     bus: OnceLock<Bus>,
     registers: Mutex<Registers>,
     status: AtomicU32,
@@ -104,9 +102,9 @@ impl NvmeController {
     /// does not fill reads as if zeros followed, and a write to it cuts what is beyond the file's end off.
     ///
     /// # Errors
-    /// [`NamespaceError`] when the file cannot be opened, or is empty.
-    pub fn new(config: Config, path: &Path, writable: bool) -> Result<Arc<Self>, NamespaceError> {
-        let namespace = Namespace::open(path, writable)?;
+    /// [`DiskError`] when the file cannot be opened, or is empty.
+    pub fn new(config: Config, path: &Path, writable: bool) -> Result<Arc<Self>, DiskError> {
+        let namespace = Disk::open(path, writable)?;
         let queues = usize::from(config.io_queues) + 1;
         let shared = Arc::new(Shared {
             namespace,
@@ -271,6 +269,7 @@ impl DeviceModel for NvmeController {
             class: NVM_EXPRESS,
             bars: vec![(0, BAR_SIZE)],
             msix_vectors: self.shared.config.io_queues + 1,
+            capabilities: Vec::new(),
         }
     }
 

@@ -120,6 +120,15 @@ impl ConfigSpace {
             space.writable[at / 4] = 0xc000_0000;
             space.msix = Some(at);
         }
+        let (mut last, mut at) = match space.msix {
+            Some(msix) => (msix, THIRD_CAPABILITY),
+            None => (PCIE_CAPABILITY, SECOND_CAPABILITY),
+        };
+        for capability in &identity.capabilities {
+            space.words[at / 4..][..capability.len()].copy_from_slice(capability);
+            space.link(last, at);
+            (last, at) = (at, at + 4 * capability.len());
+        }
         space.acs(acs);
         space
     }

@@ -194,6 +194,20 @@ impl Region {
         let on = self.function.memory_space.load(Ordering::Acquire);
         on && offset.is_multiple_of(width) && offset < self.size && self.size - offset >= width
     }
+
+    fn read(&self, offset: usize, width: u8) -> u64 {
+        if self.holds(offset, usize::from(width)) {
+            self.function.mmio_read(self.bar, offset as u64, width)
+        } else {
+            u64::MAX
+        }
+    }
+
+    fn write(&self, offset: usize, width: u8, value: u64) {
+        if self.holds(offset, usize::from(width)) {
+            self.function.mmio_write(self.bar, offset as u64, width, value);
+        }
+    }
 }
 
 // SAFETY: the region is a device model's registers, nothing else.
@@ -202,27 +216,35 @@ unsafe impl Mmio for Region {
         self.size
     }
 
+    fn read8(&self, offset: usize) -> u8 {
+        self.read(offset, 1) as u8
+    }
+
+    fn write8(&self, offset: usize, value: u8) {
+        self.write(offset, 1, u64::from(value));
+    }
+
+    fn read16(&self, offset: usize) -> u16 {
+        self.read(offset, 2) as u16
+    }
+
+    fn write16(&self, offset: usize, value: u16) {
+        self.write(offset, 2, u64::from(value));
+    }
+
     fn read32(&self, offset: usize) -> u32 {
-        if self.holds(offset, 4) {
-            self.function.mmio_read(self.bar, offset as u64, 4) as u32
-        } else {
-            u32::MAX
-        }
+        self.read(offset, 4) as u32
     }
 
     fn write32(&self, offset: usize, value: u32) {
-        if self.holds(offset, 4) {
-            self.function.mmio_write(self.bar, offset as u64, 4, u64::from(value));
-        }
+        self.write(offset, 4, u64::from(value));
     }
 
     fn read64(&self, offset: usize) -> u64 {
-        if self.holds(offset, 8) { self.function.mmio_read(self.bar, offset as u64, 8) } else { u64::MAX }
+        self.read(offset, 8)
     }
 
     fn write64(&self, offset: usize, value: u64) {
-        if self.holds(offset, 8) {
-            self.function.mmio_write(self.bar, offset as u64, 8, value);
-        }
+        self.write(offset, 8, value);
     }
 }

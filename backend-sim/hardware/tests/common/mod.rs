@@ -126,7 +126,14 @@ pub const PROBE_REGISTER: u64 = 0x5a5a_5a5a;
 
 impl DeviceModel for Probe {
     fn identity(&self) -> Identity {
-        Identity { vendor: 0x1234, device: 0x0001, class: 0xff_0000, bars: vec![(0, 4096)], msix_vectors: 3 }
+        Identity {
+            vendor: 0x1234,
+            device: 0x0001,
+            class: 0xff_0000,
+            bars: vec![(0, 4096)],
+            msix_vectors: 3,
+            capabilities: Vec::new(),
+        }
     }
 
     fn connect(&self, port: Port, interrupts: Arc<dyn Interrupts>) {

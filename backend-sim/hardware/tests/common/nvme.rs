@@ -89,6 +89,7 @@ impl Host {
             nvme: config,
             disk: file.path().into(),
             disk_writable: writable,
+            virtio_blk: None,
         })
         .expect("a machine");
         bus_master_on(&machine.pci, Machine::NVME);

@@ -1,4 +1,4 @@
-//! The namespace: a file on the host, in blocks of 512 bytes.
+//! A disk: a file on the host, in blocks of 512 bytes.
 
 use std::fs::{File, OpenOptions};
 use std::io;
@@ -6,11 +6,11 @@ use std::os::unix::fs::FileExt;
 use std::path::Path;
 
 /// Bytes in a block.
-pub(super) const BLOCK: u64 = 512;
+pub(crate) const BLOCK: u64 = 512;
 
-/// The file cannot be a namespace.
+/// The file cannot be a disk.
 #[derive(Debug, thiserror::Error)]
-pub enum NamespaceError {
+pub enum DiskError {
     /// The host does not open it.
     #[error("the disk cannot be opened: {0}")]
     Io(#[from] io::Error),
@@ -20,26 +20,26 @@ pub enum NamespaceError {
 }
 
 /// The file.
-pub(super) struct Namespace {
+pub(crate) struct Disk {
     file: File,
     len: u64,
-    pub(super) writable: bool,
+    pub(crate) writable: bool,
 }
 
-impl Namespace {
-    pub(super) fn open(path: &Path, writable: bool) -> Result<Self, NamespaceError> {
+impl Disk {
+    pub(crate) fn open(path: &Path, writable: bool) -> Result<Self, DiskError> {
         let file = OpenOptions::new().read(true).write(writable).open(path)?;
         let len = file.metadata()?.len();
-        if len == 0 { Err(NamespaceError::Empty) } else { Ok(Self { file, len, writable }) }
+        if len == 0 { Err(DiskError::Empty) } else { Ok(Self { file, len, writable }) }
     }
 
     /// How many blocks there are, the last one perhaps not full.
-    pub(super) fn blocks(&self) -> u64 {
+    pub(crate) fn blocks(&self) -> u64 {
         self.len.div_ceil(BLOCK)
     }
 
     /// Reads; behind the file's end are zeros.
-    pub(super) fn read(&self, at: u64, into: &mut [u8]) -> io::Result<()> {
+    pub(crate) fn read(&self, at: u64, into: &mut [u8]) -> io::Result<()> {
         let in_file = self.len.saturating_sub(at).min(into.len() as u64) as usize;
         let (data, rest) = into.split_at_mut(in_file);
         self.file.read_exact_at(data, at)?;
@@ -48,12 +48,12 @@ impl Namespace {
     }
 
     /// Writes; what is behind the file's end is dropped.
-    pub(super) fn write(&self, at: u64, from: &[u8]) -> io::Result<()> {
+    pub(crate) fn write(&self, at: u64, from: &[u8]) -> io::Result<()> {
         let in_file = self.len.saturating_sub(at).min(from.len() as u64) as usize;
         self.file.write_all_at(&from[..in_file], at)
     }
 
-    pub(super) fn flush(&self) -> io::Result<()> {
+    pub(crate) fn flush(&self) -> io::Result<()> {
         if self.writable { self.file.sync_data() } else { Ok(()) }
     }
 }
