@@ -22,6 +22,8 @@ mod scoped;
 mod sg_map;
 mod stable;
 mod streaming;
+#[cfg(feature = "virtio-drivers")]
+pub mod virtio;
 mod volatile;
 
 pub use attrs::Attrs;
