@@ -11,7 +11,7 @@ mod fault;
 mod flush_queue;
 mod group;
 mod iommu;
-mod iova;
+pub mod iova;
 mod ops;
 pub mod pci;
 mod scatter;

@@ -61,15 +61,15 @@ pub(super) struct Cache {
     pub(super) counts: Counts,
 }
 
-/// What a CPU did, written under the lock that it holds anyway.
-#[derive(Clone, Copy, Debug, Default)]
-pub(crate) struct Counts {
+/// What was done with the addresses of a domain. Each CPU writes its own, under the lock that it holds anyway.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub struct Counts {
     /// Ranges taken.
-    pub(crate) taken: u64,
+    pub taken: u64,
     /// Ranges given back.
-    pub(crate) given_back: u64,
+    pub given_back: u64,
     /// Ranges taken from a magazine.
-    pub(crate) hits: u64,
+    pub hits: u64,
 }
 
 impl Cache {
