@@ -15,7 +15,7 @@ const LIMIT: DmaAddr = DmaAddr::new((1 << 48) - 1);
 const PAGE_LEN: u64 = PAGE as u64;
 
 fn domain() -> IovaDomain {
-    IovaDomain::new(PAGE_LEN, DmaAddr::new(0), LIMIT, 2)
+    IovaDomain::new(PAGE_LEN, DmaAddr::new(0), LIMIT, 2).expect("there is memory")
 }
 
 #[inline(never)]

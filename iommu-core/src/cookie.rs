@@ -1,5 +1,7 @@
 //! What the DMA API keeps per domain (Linux: `struct iommu_dma_cookie`): its I/O addresses and its flush queue.
 
+use alloc::collections::TryReserveError;
+
 use platform::DmaAddr;
 use platform::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
@@ -22,9 +24,9 @@ pub(crate) struct DmaCookie {
 
 impl DmaCookie {
     /// The addresses of a domain, without those that are reserved (Linux: `iommu_dma_init_domain`).
-    pub(crate) fn new(ops: &dyn DomainOps, regions: &[ResvRegion], cpus: usize) -> Self {
+    pub(crate) fn new(ops: &dyn DomainOps, regions: &[ResvRegion], cpus: usize) -> Result<Self, TryReserveError> {
         let (first, last) = ops.aperture();
-        let iovas = IovaDomain::new(ops.page_sizes().smallest().max(1), first, last, cpus);
+        let iovas = IovaDomain::new(ops.page_sizes().smallest().max(1), first, last, cpus)?;
         let cookie = Self {
             iovas,
             queue: FlushQueue::new(cpus),
@@ -32,18 +34,19 @@ impl DmaCookie {
             bounces: AtomicU64::new(0),
             low_is_full: AtomicBool::new(false),
         };
-        cookie.reserve(regions);
-        cookie
+        cookie.reserve(regions)?;
+        Ok(cookie)
     }
 
     /// Takes reserved regions out, of whatever kind: the direct ones are mapped to themselves already, relaxable or not
     /// (Linux: `iova_reserve_iommu_regions`).
-    pub(crate) fn reserve(&self, regions: &[ResvRegion]) {
+    pub(crate) fn reserve(&self, regions: &[ResvRegion]) -> Result<(), TryReserveError> {
         for region in regions {
             if let Some(last) = region.start.last_of(region.len) {
-                self.iovas.reserve(region.start, last);
+                self.iovas.reserve(region.start, last)?;
             }
         }
+        Ok(())
     }
 
     /// Takes `size` bytes below `mask`: for a device that can do more than 32 bits from the low addresses first, which

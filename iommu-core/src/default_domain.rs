@@ -103,7 +103,7 @@ fn alloc(group: &Group, state: &State, kind: DomainType) -> Result<Arc<Domain>, 
             let ops = owner.domain_alloc_paging(member.address)?;
             let regions: alloc::vec::Vec<_> =
                 state.members.iter().flat_map(|member| member.regions.iter().copied()).collect();
-            let cookie = DmaCookie::new(&*ops, &regions, CPUS);
+            let cookie = DmaCookie::new(&*ops, &regions, CPUS).map_err(|_| DomainError::Exhausted)?;
             Ok(Arc::new(Domain::new(kind, ops, owner, platform, Some(cookie))))
         }
         other => Err(GroupError::TypeNotAllowed(other)),

@@ -462,7 +462,7 @@ fn admit(state: &State, member: &Member) -> Result<(), GroupError> {
             return Err(GroupError::TypeNotAllowed(default.domain_type()));
         }
         if let Some(cookie) = default.cookie() {
-            cookie.reserve(&member.regions);
+            cookie.reserve(&member.regions).map_err(|_| DomainError::Exhausted)?;
         }
         default_domain::map_direct(default, &member.regions)?;
     }

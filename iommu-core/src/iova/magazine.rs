@@ -126,7 +126,10 @@ pub(super) struct Depot {
 }
 
 impl Depot {
-    /// Makes room for what may come back, when `live` ranges are taken from the tree. Called when one is.
+    /// Room is made for so many ranges at once.
+    pub(super) const STEP: usize = CAPACITY;
+
+    /// Makes room for what may come back, when up to `live` ranges are taken from the tree.
     pub(super) fn make_room(&mut self, live: usize) {
         const SPARE: usize = 2;
         const MOST: usize = ORDERS * DEPOT + SPARE;

@@ -6,6 +6,8 @@
 mod magazine;
 mod tree;
 
+use alloc::collections::TryReserveError;
+
 use platform::sync::{CpuLock, PerCpu};
 use platform::{DmaAddr, Flushed};
 
@@ -23,12 +25,13 @@ const LARGEST_CACHED: u64 = 1 << (ORDERS - 1);
 /// use platform::{DmaAddr, Flushed};
 ///
 /// // Pages of 4 KiB below 1 TiB, for two CPUs.
-/// let iovas = IovaDomain::new(4096, DmaAddr::new(0), DmaAddr::new((1 << 40) - 1), 2);
-/// iovas.reserve(DmaAddr::new(0xfee0_0000), DmaAddr::new(0xfeef_ffff));
+/// let iovas = IovaDomain::new(4096, DmaAddr::new(0), DmaAddr::new((1 << 40) - 1), 2)?;
+/// iovas.reserve(DmaAddr::new(0xfee0_0000), DmaAddr::new(0xfeef_ffff))?;
 /// let at = iovas.alloc(3 * 4096, DmaAddr::new(u32::MAX.into())).expect("there are addresses");
 /// assert_eq!(at.get(), 0xffff_c000, "aligned to four pages, as high as they go");
 /// // SAFETY: nothing was ever mapped there.
 /// iovas.free(at, 3 * 4096, &unsafe { Flushed::assert() });
+/// # Ok::<(), std::collections::TryReserveError>(())
 /// ```
 #[doc(alias = "iova_domain")]
 #[derive(Debug)]
@@ -38,26 +41,38 @@ pub struct IovaDomain {
     last: u64,
     caches: PerCpu<Cache>,
     depot: CpuLock<Depot>,
-    tree: CpuLock<Tree>,
+    shared: CpuLock<Shared>,
+}
+
+/// What is behind all CPUs' magazines.
+#[derive(Debug)]
+struct Shared {
+    tree: Tree,
+    /// So many ranges find room in magazines when they come back.
+    room: usize,
+    counts: Counts,
 }
 
 impl IovaDomain {
     /// Addresses from `first` to `last` (inclusive) in units of `granule` bytes, a power of two, with magazines for `cpus`
     /// CPUs; more share them (Linux: `init_iova_domain`, `iova_domain_init_rcaches`). Page 0 is never handed out, so that
     /// no valid address is 0.
+    ///
+    /// # Errors
+    /// When there is no memory.
     #[doc(alias = "init_iova_domain")]
-    pub fn new(granule: u64, first: DmaAddr, last: DmaAddr, cpus: usize) -> Self {
+    pub fn new(granule: u64, first: DmaAddr, last: DmaAddr, cpus: usize) -> Result<Self, TryReserveError> {
         let shift = granule.trailing_zeros();
-        let first = (first.get() >> shift).max(1);
-        let last = last.get() >> shift;
-        Self {
+        // The very last page of 2^64 is never handed out: its end has no number.
+        let (first, last) = ((first.get() >> shift).max(1), (last.get() >> shift).min(u64::MAX - 1));
+        let tree = Tree::new(first, last)?;
+        Ok(Self {
             shift,
             last,
             caches: PerCpu::new(cpus, |_| Cache::default()),
             depot: CpuLock::default(),
-            // The very last page of 2^64 addresses stays free: ends are exclusive.
-            tree: CpuLock::new(Tree::new(first, last.saturating_add(1))),
-        }
+            shared: CpuLock::new(Shared { tree, room: 0, counts: Counts::default() }),
+        })
     }
 
     /// Bytes in a granule.
@@ -72,9 +87,14 @@ impl IovaDomain {
     }
 
     /// Takes what is free from `first` to `last` (inclusive) out for ever (Linux: `reserve_iova`). Such ranges may overlap.
+    ///
+    /// # Errors
+    /// When there is no memory; some of the range is free then.
     #[doc(alias = "reserve_iova")]
-    pub fn reserve(&self, first: DmaAddr, last: DmaAddr) {
-        self.tree.lock().reserve(first.get() >> self.shift, (last.get() >> self.shift).saturating_add(1));
+    pub fn reserve(&self, first: DmaAddr, last: DmaAddr) -> Result<(), TryReserveError> {
+        // What is in a magazine is free, too.
+        self.drain();
+        self.shared.lock().tree.reserve(first.get() >> self.shift, last.get() >> self.shift)
     }
 
     /// Takes `len` bytes (a multiple of the granule), aligned to their length rounded up to a power of two, with the last
@@ -114,13 +134,17 @@ impl IovaDomain {
 
     #[cold]
     fn take_from_tree(&self, pages: u64, limit: u64) -> Option<DmaAddr> {
-        let mut tree = self.tree.lock();
-        let page = tree.take(pages, limit).ok().flatten()?;
-        let live = tree.taken();
-        drop(tree);
-        self.depot.lock().make_room(live);
-        if let Some(mut cache) = self.caches.try_lock() {
-            cache.counts.taken += 1;
+        let mut shared = self.shared.lock();
+        let page = shared.tree.take(pages, limit).ok().flatten()?;
+        shared.counts.taken += 1;
+        let live = shared.tree.taken();
+        let room = (live > shared.room).then(|| {
+            shared.room = live + Depot::STEP;
+            shared.room
+        });
+        drop(shared);
+        if let Some(ranges) = room {
+            self.depot.lock().make_room(ranges);
         }
         Some(DmaAddr::new(page << self.shift))
     }
@@ -134,18 +158,22 @@ impl IovaDomain {
         let pages = len >> self.shift;
         let order = order_of(pages);
         let cached = order < ORDERS;
-        if let Some(mut cache) = self.caches.try_lock() {
+        if cached
+            && let Some(mut cache) = self.caches.try_lock()
+            && cache.push(order, page, &self.depot)
+        {
             cache.counts.given_back += 1;
-            if cached && cache.push(order, page, &self.depot) {
-                return;
-            }
+            return;
         }
-        self.tree.lock().give_back(page, if cached { 1 << order } else { pages });
+        let mut shared = self.shared.lock();
+        shared.counts.given_back += 1;
+        shared.tree.give_back(page, if cached { 1 << order } else { pages });
     }
 
-    /// What all CPUs did together. An operation that found all CPUs' locks taken is not counted.
+    /// What was done so far, on all CPUs.
     pub fn counts(&self) -> Counts {
-        self.caches.iter().fold(Counts::default(), |sum, cache| Counts {
+        let shared = self.shared.lock().counts;
+        self.caches.iter().fold(shared, |sum, cache| Counts {
             taken: sum.taken + cache.counts.taken,
             given_back: sum.given_back + cache.counts.given_back,
             hits: sum.hits + cache.counts.hits,
@@ -156,9 +184,9 @@ impl IovaDomain {
     #[doc(alias = "free_cpu_cached_iovas")]
     pub fn drain(&self) {
         for mut cache in self.caches.iter() {
-            cache.drain(|order, page| self.tree.lock().give_back(page, 1 << order));
+            cache.drain(|order, page| self.shared.lock().tree.give_back(page, 1 << order));
         }
-        self.depot.lock().drain(|order, page| self.tree.lock().give_back(page, 1 << order));
+        self.depot.lock().drain(|order, page| self.shared.lock().tree.give_back(page, 1 << order));
     }
 }
 

@@ -1,91 +1,167 @@
-//! The free I/O addresses of a domain, in pages: a treap of free extents in which each node knows the largest aligned block
-//! in its subtree. So the highest block below a limit is found in O(log n), whatever the pattern of what is taken.
+//! The free I/O addresses of a domain, in pages: a radix tree in which each node knows the largest aligned block that is free
+//! below each of its 64 children. So the highest block below a limit is found by going down once, whatever the pattern of what
+//! is taken: the cost grows with the logarithm of the address space (five nodes for 48 bits of 4 KiB pages), not with what is in
+//! use.
 //!
-//! Nodes live in an arena that grows when addresses are taken: there is never one extent more than ranges taken and holes
-//! made, so giving back allocates nothing.
+//! A child that is free as a whole, or taken as a whole by one range, has no node. Taking splits what was free, so it makes
+//! nodes; giving back never does, and a node whose pages are all free again goes.
 
 use alloc::collections::TryReserveError;
 use alloc::vec::Vec;
 
-type Index = u32;
-const NONE: Index = u32::MAX;
+/// log2 of a node's children.
+const BITS: u32 = 6;
+const CHILDREN: usize = 1 << BITS;
+/// No node below this child; in a node of pages: all free.
+const NONE: u64 = u64::MAX;
+/// Nodes are allocated by so many, and never move: a tree that grows copies nothing.
+const CHUNK: usize = 8;
 
+/// 64 children, each of 2^`shift` pages, where `shift` is 6 in the lowest nodes and 6 more from level to level.
 #[derive(Clone, Copy, Debug)]
 struct Node {
-    start: u64,
-    /// One past the last page.
-    end: u64,
-    priority: u64,
-    left: Index,
-    right: Index,
-    /// The largest k such that an extent of this subtree holds 2^k pages aligned to their size.
-    largest: u32,
+    /// Of each child, 1 + log2 of the largest aligned block of free pages in it; 0 if none is free.
+    largest: [u8; CHILDREN],
+    /// In a lowest node the free pages of each child, as bits; else the index of its node.
+    slots: [u64; CHILDREN],
 }
 
-/// Free extents.
+impl Node {
+    /// All pages free.
+    fn free(shift: u32) -> Self {
+        Self { largest: [whole(shift); CHILDREN], slots: [NONE; CHILDREN] }
+    }
+
+    /// The children that have a block of 2^`order` free pages.
+    #[inline]
+    fn with_block(&self, order: u32) -> u64 {
+        const ONES: u64 = 0x0101_0101_0101_0101;
+        const HIGH: u64 = 0x80 * ONES;
+        // Eight bytes at a time: the difference leaves the high bit of those that are larger, and the product gathers these.
+        let (words, _) = self.largest.as_chunks::<8>();
+        let mut mask = 0;
+        for (index, word) in words.iter().enumerate() {
+            let larger = ((u64::from_le_bytes(*word) | HIGH) - u64::from(order + 1) * ONES) & HIGH;
+            mask |= ((larger >> 7).wrapping_mul(0x0102_0408_1020_4080) >> 56) << (8 * index);
+        }
+        mask
+    }
+
+    /// What a parent notes of this node.
+    fn summary(&self, shift: u32) -> u8 {
+        match self.largest.iter().copied().max() {
+            Some(largest) if largest < whole(shift) => largest,
+            _ => shift as u8 + largest_run(self.with_block(shift)),
+        }
+    }
+}
+
+/// What is noted of 2^`shift` free pages.
+#[inline]
+fn whole(shift: u32) -> u8 {
+    shift as u8 + 1
+}
+
+/// Where aligned runs of 2^`order` set bits begin.
+#[inline]
+fn runs(bits: u64, order: u32) -> u64 {
+    (0..order).fold(bits, |bits, half| pairs(bits, half))
+}
+
+/// Of the aligned runs of 2^`half` bits, those that are followed by one and begin where twice as many may.
+#[inline]
+fn pairs(bits: u64, half: u32) -> u64 {
+    const EVEN: [u64; BITS as usize] = [
+        0x5555_5555_5555_5555,
+        0x1111_1111_1111_1111,
+        0x0101_0101_0101_0101,
+        0x0001_0001_0001_0001,
+        0x0000_0001_0000_0001,
+        0x0000_0000_0000_0001,
+    ];
+    bits & (bits >> (1 << half)) & EVEN[half as usize]
+}
+
+/// 1 + log2 of the longest aligned run of set bits; 0 if none is set.
+#[inline]
+fn largest_run(bits: u64) -> u8 {
+    let mut bits = bits;
+    let mut largest = 0;
+    while bits != 0 {
+        largest += 1;
+        bits = if u32::from(largest) <= BITS { pairs(bits, u32::from(largest) - 1) } else { 0 };
+    }
+    largest
+}
+
+/// The highest set bit at or below `top`.
+#[inline]
+fn highest(bits: u64, top: u64) -> Option<u64> {
+    (bits & (u64::MAX >> (63 - top.min(63)))).checked_ilog2().map(u64::from)
+}
+
+/// The highest place for an aligned block of 2^`order` among units of 2^`shift`, of which `free` says those that are free, with
+/// the last page not above `last`.
+#[inline]
+fn place(free: u64, shift: u32, order: u32, last: u64) -> Option<u64> {
+    let top = ((last + 1) >> shift).checked_sub(1 << (order - shift))?;
+    Some(highest(runs(free, order - shift), top)? << shift)
+}
+
+/// Free pages.
 #[derive(Debug)]
 pub(super) struct Tree {
-    nodes: Vec<Node>,
-    root: Index,
-    /// Unused nodes, linked by `left`.
-    unused: Index,
+    chunks: Vec<Vec<Node>>,
+    /// Unused nodes, linked by their first slot.
+    unused: u64,
     unused_count: usize,
-    /// Ranges that will come back: each may need a node.
+    root: u64,
+    /// The root's.
+    shift: u32,
+    /// What a parent would note of the root.
+    largest: u8,
+    last: u64,
     taken: usize,
-    random: u64,
-}
-
-/// The largest k such that [start, end) holds 2^k pages aligned to their size.
-fn largest_block(start: u64, end: u64) -> u32 {
-    let mut order = 63 - (end - start).leading_zeros();
-    // A block of at most half the length fits wherever the extent starts.
-    while order > 0 && !fits(start, end, order) {
-        order -= 1;
-    }
-    order
-}
-
-fn fits(start: u64, end: u64, order: u32) -> bool {
-    let size = 1u64 << order;
-    start.checked_next_multiple_of(size).and_then(|at| at.checked_add(size)).is_some_and(|last| last <= end)
 }
 
 impl Tree {
-    /// All pages of [start, end) free.
-    pub(super) fn new(start: u64, end: u64) -> Self {
-        let mut tree = Self {
-            nodes: Vec::new(),
-            root: NONE,
-            unused: NONE,
-            unused_count: 0,
-            taken: 0,
-            random: 0x2545_f491_4f6c_dd1d,
-        };
-        if start < end {
-            tree.insert(start, end);
+    /// All pages from `first` to `last` free. The latter is not 2^64 - 1.
+    pub(super) fn new(first: u64, last: u64) -> Result<Self, TryReserveError> {
+        let mut shift = BITS;
+        while last >> shift >= CHILDREN as u64 {
+            shift += BITS;
         }
-        tree
+        let mut tree =
+            Self { chunks: Vec::new(), unused: NONE, unused_count: 0, root: NONE, shift, largest: 0, last, taken: 0 };
+        tree.need(1)?;
+        tree.root = tree.new_node(shift);
+        let root = tree.node_mut(tree.root);
+        let end = (last >> shift) as usize + 1;
+        root.largest[end..].fill(0);
+        if shift == BITS {
+            root.slots[end..].fill(0);
+        }
+        let last_of_child = last | ((1 << shift) - 1);
+        if last < last_of_child {
+            tree.reserve(last + 1, last_of_child)?;
+        }
+        if let Some(before) = first.checked_sub(1) {
+            tree.reserve(0, before.min(last))?;
+        }
+        Ok(tree)
     }
 
     /// Takes `pages` pages, aligned to their number rounded up to a power of two, as high as they go with the last page
-    /// not above `limit`.
+    /// not above `limit`. The whole of such a block must be free; what is left of it stays so.
     pub(super) fn take(&mut self, pages: u64, limit: u64) -> Result<Option<u64>, TryReserveError> {
-        let Some(size) = pages.checked_next_power_of_two().filter(|_| pages != 0) else { return Ok(None) };
-        // The extent is split into two at most, and what is taken comes back as one.
-        let wanted = self.taken + 3;
-        if self.unused_count < wanted {
-            self.nodes.try_reserve(wanted - self.unused_count)?;
-        }
-        let Some((at, start, end)) = self.find(self.root, size, limit.saturating_add(1)) else {
+        let Some(size) = pages.checked_next_power_of_two() else { return Ok(None) };
+        let order = size.trailing_zeros();
+        if u32::from(self.largest) <= order {
             return Ok(None);
-        };
-        self.remove(start);
-        if start < at {
-            self.insert(start, at);
         }
-        if at + pages < end {
-            self.insert(at + pages, end);
-        }
+        self.need(self.levels())?;
+        let Some(at) = self.find(self.root, self.shift, order, limit.min(self.last)) else { return Ok(None) };
+        self.largest = self.mark(self.root, self.shift, (at, at + pages.max(1) - 1), false, self.largest);
         self.taken += 1;
         Ok(Some(at))
     }
@@ -95,163 +171,144 @@ impl Tree {
         self.taken
     }
 
-    /// Gives pages back that were taken in one piece.
+    /// Gives pages back that were taken in one piece. Allocates nothing.
     pub(super) fn give_back(&mut self, at: u64, pages: u64) {
+        let Some(last) = at.checked_add(pages.max(1) - 1).filter(|last| *last <= self.last) else { return };
         self.taken = self.taken.saturating_sub(1);
-        let (mut start, mut end) = (at, at + pages);
-        if let Some((before, before_end)) = self.last_before(at)
-            && before_end == at
-        {
-            self.remove(before);
-            start = before;
-        }
-        if let Some((after, after_end)) = self.extent_at(end) {
-            self.remove(after);
-            end = after_end;
-        }
-        self.insert(start, end);
+        self.largest = self.mark(self.root, self.shift, (at, last), true, self.largest);
     }
 
-    /// Takes what is free of [start, end) out for ever.
-    pub(super) fn reserve(&mut self, start: u64, end: u64) {
-        while let Some((extent, extent_end)) = self.last_before(end)
-            && extent_end > start
-        {
-            self.remove(extent);
-            if extent_end > end {
-                self.insert(end, extent_end);
-            }
-            if extent < start {
-                self.insert(extent, start);
-            }
+    /// Takes what is free from `first` to `last` out for ever.
+    pub(super) fn reserve(&mut self, first: u64, last: u64) -> Result<(), TryReserveError> {
+        let all_of_root = self.last | ((1 << self.shift) - 1);
+        if first <= last && first <= all_of_root {
+            // A path to each end.
+            self.need(2 * self.levels())?;
+            self.largest =
+                self.mark(self.root, self.shift, (first, last.min(all_of_root)), false, self.largest);
         }
+        Ok(())
     }
 
-    /// The highest place for an aligned block of `size` pages below `end`, with its extent.
-    fn find(&self, at: Index, size: u64, end: u64) -> Option<(u64, u64, u64)> {
-        let node = self.node(at)?;
-        if 1 << node.largest < size {
-            return None;
+    /// The highest place in a node for an aligned block of 2^`order` pages, with the last page not above `last`. Pages count
+    /// from the node's first.
+    fn find(&self, index: u64, shift: u32, order: u32, last: u64) -> Option<u64> {
+        let node = self.node(index);
+        if order >= shift {
+            return place(node.with_block(shift), shift, order, last);
         }
-        // Only one extent can lie across the limit; all others that are large enough succeed, so this is O(depth).
-        if node.start < end {
-            if let Some(found) = self.find(node.right, size, end) {
-                return Some(found);
-            }
-            let place = node.end.min(end).checked_sub(size).map(|highest| highest & !(size - 1));
-            if let Some(place) = place
-                && place >= node.start
-            {
-                return Some((place, node.start, node.end));
-            }
-        }
-        self.find(node.left, size, end)
-    }
-
-    fn node(&self, at: Index) -> Option<&Node> {
-        self.nodes.get(at as usize)
-    }
-
-    /// The last extent that starts before `page`.
-    fn last_before(&self, page: u64) -> Option<(u64, u64)> {
-        let (mut at, mut found) = (self.root, None);
-        while let Some(node) = self.node(at) {
-            at = if node.start < page {
-                found = Some((node.start, node.end));
-                node.right
-            } else {
-                node.left
+        let mut children = node.with_block(order);
+        // Only the child that the limit lies in can have a block and yet none below it.
+        while let Some(child) = highest(children, last >> shift) {
+            let first = child << shift;
+            let last = (last - first).min((1 << shift) - 1);
+            let found = match node.slots[child as usize] {
+                pages if shift == BITS => place(pages, 0, order, last),
+                NONE => (last + 1).checked_sub(1 << order).map(|at| at >> order << order),
+                below => self.find(below, shift - BITS, order, last),
             };
+            if let Some(at) = found {
+                return Some(first + at);
+            }
+            children &= !(1 << child);
         }
-        found
+        None
     }
 
-    /// The extent that starts at `page`.
-    fn extent_at(&self, page: u64) -> Option<(u64, u64)> {
-        self.last_before(page.checked_add(1)?).filter(|&(start, _)| start == page)
-    }
-
-    fn insert(&mut self, start: u64, end: u64) {
-        // Marsaglia's xorshift64.
-        self.random ^= self.random << 13;
-        self.random ^= self.random >> 7;
-        self.random ^= self.random << 17;
-        let node = Node {
-            start,
-            end,
-            priority: self.random,
-            left: NONE,
-            right: NONE,
-            largest: largest_block(start, end),
-        };
-        let index = match self.nodes.get(self.unused as usize) {
-            Some(unused) => {
-                let index = self.unused;
-                self.unused = unused.left;
-                self.unused_count -= 1;
-                self.nodes[index as usize] = node;
-                index
+    /// Makes pages of a node free or taken and returns what its parent notes of it, which `was` that before. Pages count
+    /// from the node's first. Of what is free or taken already, nothing changes.
+    fn mark(&mut self, index: u64, shift: u32, (first, last): (u64, u64), free: bool, was: u8) -> u8 {
+        let mut changed = false;
+        for child in first >> shift..=last >> shift {
+            let (base, end) = (child << shift, (1 << shift) - 1);
+            let part = (first.saturating_sub(base), (last - base).min(end));
+            let at = child as usize;
+            let Node { largest, slots } = self.node(index);
+            let (before, slot) = (largest[at], slots[at]);
+            let after = if shift == BITS {
+                let bits = (u64::MAX >> (63 - part.1)) & (u64::MAX << part.0);
+                let pages = if free { slot | bits } else { slot & !bits };
+                self.node_mut(index).slots[at] = pages;
+                largest_run(pages)
+            } else if slot != NONE {
+                self.mark_below(index, at, shift, part, free, before)
+            } else if part == (0, end) {
+                if free { whole(shift) } else { 0 }
+            } else if !free && before != 0 {
+                let new = self.new_node(shift - BITS);
+                self.node_mut(index).slots[at] = new;
+                self.mark_below(index, at, shift, part, free, before)
+            } else {
+                // Parts of what was taken as a whole come back together.
+                before
+            };
+            if after != before {
+                self.node_mut(index).largest[at] = after;
+                changed = true;
             }
-            None => {
-                self.nodes.push(node);
-                (self.nodes.len() - 1) as Index
-            }
-        };
-        let (left, right) = self.split(self.root, start);
-        let left = self.join(left, index);
-        self.root = self.join(left, right);
+        }
+        if changed { self.node(index).summary(shift) } else { was }
     }
 
-    /// Removes the extent that starts at `start`.
-    fn remove(&mut self, start: u64) {
-        let (left, rest) = self.split(self.root, start);
-        let (removed, right) = self.split(rest, start + 1);
-        if removed != NONE {
-            self.nodes[removed as usize].left = self.unused;
-            self.unused = removed;
+    /// The same in a child's node, which goes when all of it is free.
+    fn mark_below(
+        &mut self,
+        index: u64,
+        child: usize,
+        shift: u32,
+        part: (u64, u64),
+        free: bool,
+        was: u8,
+    ) -> u8 {
+        let below = self.node(index).slots[child];
+        let after = self.mark(below, shift - BITS, part, free, was);
+        if after == whole(shift) {
+            self.node_mut(index).slots[child] = NONE;
+            self.node_mut(below).slots[0] = self.unused;
+            self.unused = below;
             self.unused_count += 1;
         }
-        self.root = self.join(left, right);
+        after
     }
 
-    /// Splits a subtree into what starts before `page` and the rest.
-    fn split(&mut self, at: Index, page: u64) -> (Index, Index) {
-        let Some(&node) = self.node(at) else { return (NONE, NONE) };
-        if node.start < page {
-            let (left, right) = self.split(node.right, page);
-            self.nodes[at as usize].right = left;
-            self.update(at);
-            (at, right)
-        } else {
-            let (left, right) = self.split(node.left, page);
-            self.nodes[at as usize].left = right;
-            self.update(at);
-            (left, at)
+    fn levels(&self) -> usize {
+        (self.shift / BITS) as usize
+    }
+
+    /// Makes room for so many more nodes.
+    fn need(&mut self, count: usize) -> Result<(), TryReserveError> {
+        while self.unused_count < count {
+            self.chunks.try_reserve(1)?;
+            let mut chunk = Vec::new();
+            chunk.try_reserve_exact(CHUNK)?;
+            for _ in 0..CHUNK {
+                let mut node = Node::free(BITS);
+                node.slots[0] = self.unused;
+                self.unused = (self.chunks.len() * CHUNK + chunk.len()) as u64;
+                chunk.push(node);
+            }
+            self.chunks.push(chunk);
+            self.unused_count += CHUNK;
         }
+        Ok(())
     }
 
-    /// Joins two subtrees, all of `left` before all of `right`.
-    fn join(&mut self, left: Index, right: Index) -> Index {
-        let (Some(&l), Some(&r)) = (self.node(left), self.node(right)) else {
-            return if left == NONE { right } else { left };
-        };
-        if l.priority > r.priority {
-            let joined = self.join(l.right, right);
-            self.nodes[left as usize].right = joined;
-            self.update(left);
-            left
-        } else {
-            let joined = self.join(left, r.left);
-            self.nodes[right as usize].left = joined;
-            self.update(right);
-            right
-        }
+    /// A node that is all free. There is room for it.
+    fn new_node(&mut self, shift: u32) -> u64 {
+        let index = self.unused;
+        self.unused = self.node(index).slots[0];
+        self.unused_count -= 1;
+        *self.node_mut(index) = Node::free(shift);
+        index
     }
 
-    fn update(&mut self, at: Index) {
-        let node = self.nodes[at as usize];
-        let of = |child: Index| self.node(child).map_or(0, |node| node.largest);
-        let largest = largest_block(node.start, node.end).max(of(node.left)).max(of(node.right));
-        self.nodes[at as usize].largest = largest;
+    #[inline]
+    fn node(&self, index: u64) -> &Node {
+        &self.chunks[index as usize / CHUNK][index as usize % CHUNK]
+    }
+
+    #[inline]
+    fn node_mut(&mut self, index: u64) -> &mut Node {
+        &mut self.chunks[index as usize / CHUNK][index as usize % CHUNK]
     }
 }
