@@ -65,7 +65,7 @@ fn whole(shift: u32) -> u8 {
 /// Where aligned runs of 2^`order` set bits begin.
 #[inline]
 fn runs(bits: u64, order: u32) -> u64 {
-    (0..order).fold(bits, |bits, half| pairs(bits, half))
+    (0..order).fold(bits, pairs)
 }
 
 /// Of the aligned runs of 2^`half` bits, those that are followed by one and begin where twice as many may.
