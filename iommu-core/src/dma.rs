@@ -198,6 +198,10 @@ impl IommuDma {
         let granule = self.cookie().iovas.granule();
         // SAFETY: the caller's promise. The copy is alone in its granules, with zeros around it.
         let copy = unsafe { pool.map(parms, cpu, len, granule - 1, dir, attrs) }?;
+        // Whatever the attributes: the device must not find in memory what was there before the copy and its zeros.
+        let around = copy.offset_in(granule);
+        let granules = (around + len as u64).next_multiple_of(granule);
+        self.clean(parms, copy.align_down(granule), granules as usize);
         let prot = dma_info_to_prot(dir, parms.is_coherent(), attrs);
         // SAFETY: the copy stays the device's until it is unmapped.
         match unsafe { self.map_range(parms.streaming_mask(), copy, len, prot) } {
@@ -213,6 +217,44 @@ impl IommuDma {
         }
     }
 
+    /// Before the device's turn: what the CPU wrote reaches memory (Linux: `arch_sync_dma_for_device`).
+    #[inline]
+    fn clean(&self, parms: &DeviceParms, phys: PhysAddr, len: usize) {
+        if !parms.is_coherent() {
+            self.platform.clean(self.window.ptr(phys), len);
+        }
+    }
+
+    /// After the device's turn: the CPU sees what the device wrote (Linux: `arch_sync_dma_for_cpu`). Where the device only
+    /// reads the CPU's lines are right, and may be newer than memory.
+    #[inline]
+    fn invalidate(&self, parms: &DeviceParms, phys: PhysAddr, len: usize, dir: Direction) {
+        if !parms.is_coherent() && dir.device_writes() {
+            self.platform.invalidate(self.window.ptr(phys), len);
+        }
+    }
+
+    /// Where the granules of a range lead: neighbours for the device need not be neighbours in memory.
+    fn each_granule(&self, address: DmaAddr, len: usize, mut visit: impl FnMut(PhysAddr, usize)) {
+        let granule = self.cookie().iovas.granule();
+        let mut done = 0;
+        while done < len {
+            let at = address.wrapping_add(done as u64);
+            let left = usize::try_from(granule - at.offset_in(granule)).unwrap_or(usize::MAX);
+            let part = left.min(len - done);
+            if let Some(phys) = self.domain.iova_to_phys(at) {
+                visit(phys, part);
+            }
+            done += part;
+        }
+    }
+
+    /// The bounce pool, when memory is in it.
+    #[inline]
+    fn pool_of(&self, phys: PhysAddr) -> Option<&Swiotlb> {
+        self.bounce.as_deref().filter(|pool| pool.contains(phys))
+    }
+
     /// The bounce buffer behind an I/O address, if there is one.
     #[inline]
     fn bounced(&self, parms: &DeviceParms, address: DmaAddr) -> Option<(&Swiotlb, PhysAddr)> {
@@ -220,9 +262,8 @@ impl IommuDma {
         if !parms.needs_sync() {
             return None;
         }
-        let pool = self.bounce.as_deref()?;
         let phys = self.domain.iova_to_phys(address)?;
-        pool.contains(phys).then_some((pool, phys))
+        Some((self.pool_of(phys)?, phys))
     }
 }
 
@@ -294,8 +335,8 @@ unsafe impl DmaMapOps for IommuDma {
             // SAFETY: the caller's promise: RAM that stays valid, seen through the window.
             return unsafe { self.map_bounced(parms, cpu, len, dir, attrs) };
         }
-        if !parms.is_coherent() && !attrs.intersects(Attrs::SKIP_CPU_SYNC | Attrs::MMIO) {
-            self.platform.clean(self.window.ptr(phys), len);
+        if !attrs.intersects(Attrs::SKIP_CPU_SYNC | Attrs::MMIO) {
+            self.clean(parms, phys, len);
         }
         let prot = dma_info_to_prot(dir, parms.is_coherent(), attrs);
         // SAFETY: the caller's promise.
@@ -314,11 +355,10 @@ unsafe impl DmaMapOps for IommuDma {
         trace::event("iommu_dma_unmap_page", address.get(), len as u64);
         let bounced = self.bounced(parms, address);
         if !parms.is_coherent()
-            && bounced.is_none()
             && !attrs.intersects(Attrs::SKIP_CPU_SYNC | Attrs::MMIO)
             && let Some(phys) = self.domain.iova_to_phys(address)
         {
-            self.platform.invalidate(self.window.ptr(phys), len);
+            self.invalidate(parms, phys, len, dir);
         }
         // SAFETY: the caller's promise. When it fails, the slot of a bounced mapping stays taken for ever.
         unsafe { self.unmap_range(address, len) }?;
@@ -380,10 +420,8 @@ unsafe impl DmaMapOps for IommuDma {
                 return Err(self.undo_sg(iova, layout, &list[..index], (at, done), error));
             }
         }
-        if !parms.is_coherent() && !attrs.contains(Attrs::SKIP_CPU_SYNC) {
-            for entry in list.iter() {
-                self.platform.clean(self.window.ptr(entry.phys), entry.len);
-            }
+        if !attrs.contains(Attrs::SKIP_CPU_SYNC) {
+            list.iter().for_each(|entry| self.clean(parms, entry.phys, entry.len));
         }
         Ok(finalise(list, iova, layout, parms.max_segment_size()))
     }
@@ -408,10 +446,8 @@ unsafe impl DmaMapOps for IommuDma {
             }
             return result;
         }
-        if !parms.is_coherent() && !attrs.contains(Attrs::SKIP_CPU_SYNC) {
-            for entry in list {
-                self.platform.invalidate(self.window.ptr(entry.phys), entry.len);
-            }
+        if !attrs.contains(Attrs::SKIP_CPU_SYNC) {
+            list.iter().for_each(|entry| self.invalidate(parms, entry.phys, entry.len, dir));
         }
         // The granules of the segments are those of the elements; what lies between two segments was never mapped. They
         // are not laid out again from the list, since the device's limits may have changed meanwhile.
@@ -436,29 +472,29 @@ unsafe impl DmaMapOps for IommuDma {
     }
 
     unsafe fn sync_for_cpu(&self, parms: &DeviceParms, address: DmaAddr, len: usize, dir: Direction) {
-        let Some(phys) = parms.needs_sync().then(|| self.domain.iova_to_phys(address)).flatten() else {
+        if !parms.needs_sync() {
             return;
-        };
-        if !parms.is_coherent() {
-            self.platform.invalidate(self.window.ptr(phys), len);
         }
-        if let Some((pool, phys)) = self.bounced(parms, address) {
-            // SAFETY: the range is part of a live bounced mapping.
-            unsafe { pool.sync_for_cpu(phys, len, dir) };
-        }
+        self.each_granule(address, len, |phys, len| {
+            self.invalidate(parms, phys, len, dir);
+            if let Some(pool) = self.pool_of(phys) {
+                // SAFETY: the range is part of a live bounced mapping.
+                unsafe { pool.sync_for_cpu(phys, len, dir) };
+            }
+        });
     }
 
     unsafe fn sync_for_device(&self, parms: &DeviceParms, address: DmaAddr, len: usize, dir: Direction) {
-        let Some(phys) = parms.needs_sync().then(|| self.domain.iova_to_phys(address)).flatten() else {
+        if !parms.needs_sync() {
             return;
-        };
-        if let Some((pool, phys)) = self.bounced(parms, address) {
-            // SAFETY: the range is part of a live bounced mapping.
-            unsafe { pool.sync_for_device(phys, len, dir) };
         }
-        if !parms.is_coherent() {
-            self.platform.clean(self.window.ptr(phys), len);
-        }
+        self.each_granule(address, len, |phys, len| {
+            if let Some(pool) = self.pool_of(phys) {
+                // SAFETY: the range is part of a live bounced mapping.
+                unsafe { pool.sync_for_device(phys, len, dir) };
+            }
+            self.clean(parms, phys, len);
+        });
     }
 
     fn dma_supported(&self, mask: u64) -> bool {

@@ -117,6 +117,25 @@ impl Domain {
         prot: Prot,
     ) -> (u64, Result<(), MapError>) {
         trace::event("iommu_map", iova.get(), len);
+        // SAFETY: the caller's promise.
+        let (done, result) = unsafe { self.map_nosync(iova, phys, len, prot) };
+        (done, result.and_then(|()| self.sync_map(iova, len)))
+    }
+
+    /// The same for one of several ranges that are then made visible together by [`Domain::sync_map`] (Linux:
+    /// `iommu_map_nosync`).
+    ///
+    /// # Safety
+    /// As [`Domain::map`].
+    #[doc(alias = "iommu_map_nosync")]
+    #[inline]
+    pub unsafe fn map_nosync(
+        &self,
+        iova: DmaAddr,
+        phys: PhysAddr,
+        len: u64,
+        prot: Prot,
+    ) -> (u64, Result<(), MapError>) {
         if !prot.intersects(Prot::READ | Prot::WRITE) {
             return (0, Err(MapError::NoAccess));
         }
@@ -141,11 +160,26 @@ impl Domain {
             if let Err(error) = result {
                 return (done, Err(error));
             }
-        }
-        if self.needs_sync_map && self.ops.iotlb_sync_map(iova, len).is_err() {
-            return (done, Err(MapError::Gone));
+            if mapped == 0 {
+                // A driver that neither maps nor says why would be asked for ever.
+                return (done, Err(MapError::NoPageSize(at)));
+            }
         }
         (done, Ok(()))
+    }
+
+    /// Makes what [`Domain::map_nosync`] has mapped visible to hardware that remembers what was not there (Linux:
+    /// `iommu_sync_map`).
+    ///
+    /// # Errors
+    /// [`MapError::Gone`] when the IOMMU does not answer; what was mapped stays mapped.
+    #[doc(alias = "iommu_sync_map")]
+    #[inline]
+    pub fn sync_map(&self, iova: DmaAddr, len: u64) -> Result<(), MapError> {
+        if self.needs_sync_map {
+            self.ops.iotlb_sync_map(iova, len).map_err(|SyncError| MapError::Gone)?;
+        }
+        Ok(())
     }
 
     /// An empty gather for unmaps of this domain.

@@ -15,7 +15,7 @@ use swiotlb::{Swiotlb, SwiotlbDma};
 use crate::default_domain::{self, Settings};
 use crate::dma::IommuDma;
 use crate::domain::Domain;
-use crate::ops::{AttachError, DomainError, DomainType, IommuOps, ResvRegion, ResvType};
+use crate::ops::{AttachError, Capability, DomainError, DomainType, IommuOps, ResvRegion, ResvType};
 use crate::pci::Reason;
 
 /// A group.
@@ -211,6 +211,7 @@ impl Group {
         let builder = DeviceBuilder::new(Box::<str>::from(address.to_string()))
             // Hardware confines to whole pages: the rest is bounced, unless somebody trusts the device.
             .untrusted(member.untrusted || !trusted)
+            .coherent(member.ops.capable(address, Capability::CacheCoherency))
             .faults(Arc::clone(&member.faults));
         let platform = Arc::clone(&self.platform);
         let bounce = self.bounce.clone();

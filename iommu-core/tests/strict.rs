@@ -5,7 +5,7 @@ mod common;
 use common::{Bench, Did, NIC, PAGE, Setup, map, map_page, unmap, unmap_page};
 use dma_api::{Attrs, Direction, DmaBuffer, DmaError, Quarantined, Streaming, ToDevice};
 use iommu_core::DomainType;
-use platform::{DmaAddr, Prot};
+use platform::{DmaAddr, MapError, Prot};
 
 fn bench() -> Bench {
     Setup::default().bench()
@@ -252,4 +252,14 @@ fn maps_and_unmaps_are_counted() {
     let statistics = bench.iommu.statistics();
     assert_eq!((statistics.maps, statistics.unmaps), (4, 3));
     assert_eq!(statistics.magazine_hits, 3, "all but the first came from the magazine");
+}
+
+#[test]
+fn a_driver_that_maps_nothing_and_says_that_all_is_well_is_an_error() {
+    let mut setup = Setup::default();
+    setup.knobs.maps_nothing = true;
+    let bench = setup.bench();
+    let device = bench.bind(NIC);
+    let failed = map_page(&device);
+    assert!(matches!(failed, Err(DmaError::Map(MapError::NoPageSize(_)))), "{failed:?}");
 }

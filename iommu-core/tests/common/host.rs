@@ -3,7 +3,7 @@
 use std::alloc::{Layout, alloc_zeroed, dealloc};
 use std::collections::BTreeMap;
 use std::sync::Mutex;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 
 use platform::time::StdClock;
 use platform::{
@@ -20,11 +20,32 @@ pub struct Host {
     live: Mutex<BTreeMap<u64, Layout>>,
     /// No more memory for anybody.
     pub exhausted: AtomicBool,
+    /// The longest piece of contiguous memory that there is.
+    pub longest: AtomicUsize,
+    cache: Mutex<Vec<Cache>>,
+}
+
+/// What was asked of the caches.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Cache {
+    Clean { phys: u64, len: usize },
+    Invalidate { phys: u64, len: usize },
 }
 
 impl Host {
     pub fn new() -> Self {
-        Self { clock: StdClock::new(), live: Mutex::default(), exhausted: AtomicBool::new(false) }
+        Self {
+            clock: StdClock::new(),
+            live: Mutex::default(),
+            exhausted: AtomicBool::new(false),
+            longest: AtomicUsize::new(usize::MAX),
+            cache: Mutex::default(),
+        }
+    }
+
+    /// What was asked of the caches since the last call.
+    pub fn take_cache(&self) -> Vec<Cache> {
+        std::mem::take(&mut self.cache.lock().unwrap())
     }
 
     /// Bytes handed out.
@@ -66,7 +87,7 @@ fn layout(size: usize, align: usize) -> Layout {
 // physical address.
 unsafe impl Frames for Host {
     fn alloc(&self, request: FrameRequest) -> Result<PhysAddr, OutOfFrames> {
-        if self.exhausted.load(Ordering::Relaxed) {
+        if self.exhausted.load(Ordering::Relaxed) || request.size > self.longest.load(Ordering::Relaxed) {
             return Err(OutOfFrames(request));
         }
         let layout = layout(request.size, request.align);
@@ -98,7 +119,17 @@ unsafe impl Frames for Host {
     }
 }
 
-impl CacheMaintenance for Host {}
+impl CacheMaintenance for Host {
+    fn clean(&self, at: *const u8, len: usize) {
+        let phys = self.window().phys(at).get();
+        self.cache.lock().unwrap().push(Cache::Clean { phys, len });
+    }
+
+    fn invalidate(&self, at: *const u8, len: usize) {
+        let phys = self.window().phys(at).get();
+        self.cache.lock().unwrap().push(Cache::Invalidate { phys, len });
+    }
+}
 
 impl Clock for Host {
     fn now(&self) -> Instant {

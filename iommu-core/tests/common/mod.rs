@@ -14,7 +14,7 @@ use platform::pci::PciAddress;
 use platform::{DmaAddr, Instant, PhysAddr, Platform, Prot};
 use swiotlb::Swiotlb;
 
-pub use host::Host;
+pub use host::{Cache, Host};
 pub use toy::{Did, Knobs, Toy};
 
 pub const PAGE: u64 = 4096;

@@ -18,6 +18,7 @@ pub enum Did {
     Map { iova: u64, phys: u64, len: u64, prot: Prot },
     Unmap { iova: u64, len: u64 },
     Sync { first: u64, last: u64 },
+    SyncMap { iova: u64, len: u64 },
     FlushAll,
     Release(PciAddress),
 }
@@ -34,6 +35,10 @@ pub struct Knobs {
     pub can_defer: bool,
     pub has_identity: bool,
     pub needs_sync_map: bool,
+    /// Devices see the CPU's caches.
+    pub coherent: bool,
+    /// Maps do nothing, and say that all is well.
+    pub maps_nothing: bool,
 }
 
 impl Default for Knobs {
@@ -48,6 +53,8 @@ impl Default for Knobs {
             can_defer: true,
             has_identity: true,
             needs_sync_map: false,
+            coherent: true,
+            maps_nothing: false,
         }
     }
 }
@@ -183,6 +190,7 @@ unsafe impl IommuOps for Toy {
     fn capable(&self, _dev: PciAddress, capability: Capability) -> bool {
         match capability {
             Capability::DeferredFlush => self.shared.knobs.can_defer,
+            Capability::CacheCoherency => self.shared.knobs.coherent,
             _ => true,
         }
     }
@@ -274,6 +282,9 @@ unsafe impl DomainOps for ToyDomain {
         count: usize,
         prot: Prot,
     ) -> (u64, Result<(), MapError>) {
+        if self.shared.knobs.maps_nothing {
+            return (0, Ok(()));
+        }
         let mut done = 0;
         for _ in 0..count {
             let (at, to) = (iova.get() + done, phys.get() + done);
@@ -307,8 +318,10 @@ unsafe impl DomainOps for ToyDomain {
         self.shared.knobs.needs_sync_map
     }
 
-    fn iotlb_sync_map(&self, _iova: DmaAddr, _len: u64) -> Result<(), SyncError> {
-        self.answer()
+    fn iotlb_sync_map(&self, iova: DmaAddr, len: u64) -> Result<(), SyncError> {
+        self.answer()?;
+        self.log(Did::SyncMap { iova: iova.get(), len });
+        Ok(())
     }
 
     fn iotlb_sync(&self, gather: &IotlbGather<'_>) -> Result<(), SyncError> {
