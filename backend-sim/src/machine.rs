@@ -128,7 +128,9 @@ impl SimMachine {
         let dyn_platform: Arc<dyn Platform> = platform.clone();
         // Devices with narrow masks must reach it.
         const POOL_LIMIT: PhysAddr = PhysAddr::new(0x03ff_ffff);
-        let bounce = Arc::new(Swiotlb::new(&dyn_platform, config.bounce_pool, POOL_LIMIT, 4)?);
+        let pool =
+            swiotlb::Config { size: config.bounce_pool, areas: 4, limit: POOL_LIMIT, ..Default::default() };
+        let bounce = Arc::new(Swiotlb::new(&dyn_platform, &pool)?);
         let topology = Topology::scan(&*machine.pci, 0);
         let mut booted = Self {
             threads: None,

@@ -119,17 +119,17 @@ impl<G: Send + Sync> DmaDirect<G> {
         self
     }
 
-    /// Where a device finds `len` bytes of RAM (Linux: `phys_to_dma` and `dma_capable`).
+    /// Where a device with this mask finds `len` bytes of RAM (Linux: `phys_to_dma` and `dma_capable`).
     ///
     /// # Errors
-    /// [`DmaError::NotOnBus`] when no range of the bus holds all of it, [`DmaError::MaskNotReachable`] when the device's mask
-    /// or the bus's limit is too narrow, [`DmaError::InvalidLength`].
+    /// [`DmaError::NotOnBus`] when no range of the bus holds all of it, [`DmaError::MaskNotReachable`] when the mask or the
+    /// bus's limit is too narrow, [`DmaError::InvalidLength`].
     #[doc(alias = "dma_capable")]
     #[inline]
-    pub fn phys_to_dma(&self, parms: &DeviceParms, phys: PhysAddr, len: usize) -> Result<DmaAddr, DmaError> {
+    pub fn phys_to_dma(&self, mask: u64, phys: PhysAddr, len: usize) -> Result<DmaAddr, DmaError> {
         let last = phys.last_of(len as u64).ok_or(DmaError::InvalidLength(len))?;
         let address = self.ranges.to_dma(phys, last).ok_or(DmaError::NotOnBus { address: phys })?;
-        self.check_mask(parms.streaming_mask(), phys, address, len)
+        self.check_mask(mask, phys, address, len)
     }
 
     /// The memory at a device's address (Linux: `dma_to_phys`).
@@ -153,15 +153,13 @@ impl<G: Send + Sync> DmaDirect<G> {
 
     /// Frames that a device with this mask reaches, and where it finds them.
     fn frames(&self, mask: u64, size: usize) -> Result<(PhysAddr, DmaAddr), DmaError> {
-        let mask = mask.min(self.bus_limit);
+        let reached = mask.min(self.bus_limit);
         let mut error = DmaError::OutOfMemory;
         // A request has an upper limit only, so what comes may be in the gap below a range.
-        for limit in self.ranges.0.iter().filter_map(|range| range.last_phys(mask)) {
+        for limit in self.ranges.0.iter().filter_map(|range| range.last_phys(reached)) {
             let request = FrameRequest { limit, ..FrameRequest::anywhere(size) };
             let Ok(phys) = self.platform.alloc(request) else { continue };
-            let last = phys.wrapping_add(size.saturating_sub(1) as u64);
-            let reached = self.ranges.to_dma(phys, last).ok_or(DmaError::NotOnBus { address: phys });
-            match reached.and_then(|address| self.check_mask(mask, phys, address, size)) {
+            match self.phys_to_dma(mask, phys, size) {
                 Ok(address) => return Ok((phys, address)),
                 Err(why) => error = why,
             }
@@ -233,7 +231,7 @@ unsafe impl<G: Send + Sync> DmaMapOps for DmaDirect<G> {
             // The ranges are memory's; another device's registers are where they are.
             return self.check_mask(parms.streaming_mask(), phys, DmaAddr::new(phys.get()), len);
         }
-        let address = self.phys_to_dma(parms, phys, len)?;
+        let address = self.phys_to_dma(parms.streaming_mask(), phys, len)?;
         if !attrs.contains(Attrs::SKIP_CPU_SYNC) {
             self.clean(parms, phys, len);
         }

@@ -207,8 +207,11 @@ impl Iommu {
     }
 
     /// What timers do in Linux: call it every few milliseconds. Flush queues are flushed, and a group whose flush failed is
-    /// blocked: until its type is changed, which gives it a new domain.
+    /// blocked: until its type is changed, which gives it a new domain. The bounce pool grows, if a mapping found no room.
     pub fn tick(&self, _now: Instant) {
+        if let Some(bounce) = &self.bounce {
+            bounce.grow();
+        }
         for group in self.groups() {
             let Some(domain) = group.default_domain() else { continue };
             let Some(cookie) = domain.cookie() else { continue };

@@ -178,3 +178,32 @@ fn a_failed_unmap_keeps_the_slot_too() {
     bench.host.device_write(reached, &[9; 8]);
     assert_eq!(bench.host.device_read(memory.phys(), 8), [0; 8]);
 }
+
+#[test]
+fn a_full_pool_serves_from_transient_pools_until_a_tick_makes_it_grow() {
+    let mut setup = Setup::default().untrusted(NIC);
+    setup.pool.max_size = 3 << 20;
+    let bench = setup.bench();
+    let device = bench.bind(NIC);
+    let max = device.max_mapping_size();
+    let memory = bench.host.memory(max);
+    let fill: Vec<_> =
+        (0..5).map(|_| map(&device, memory.phys() + 8, max - 8, Direction::FromDevice).unwrap()).collect();
+    let counts = |bench: &Bench| {
+        let statistics = bench.pool.statistics();
+        (statistics.slots, statistics.used, statistics.transient_slots)
+    };
+    assert_eq!(counts(&bench), (512, 512, 128));
+    // The device reaches the transient pool through its domain, and what it writes there comes back.
+    bench.host.device_write(bench.toy.reach(NIC, fill[4], true).unwrap(), &[7; 8]);
+    unmap(&device, fill[4], max - 8, Direction::FromDevice).unwrap();
+    assert_eq!(bench.host.device_read(memory.phys() + 8, 9), [7, 7, 7, 7, 7, 7, 7, 7, 0]);
+    assert_eq!(counts(&bench), (512, 512, 0));
+    bench.tick();
+    assert_eq!(counts(&bench), (1024, 512, 0));
+    let more = map(&device, memory.phys() + 8, 8, Direction::FromDevice).unwrap();
+    assert_eq!(counts(&bench), (1024, 514, 0), "a page of the new pool");
+    bench.tick();
+    assert_eq!(bench.pool.statistics().slots, 1024, "nobody asked again");
+    unmap(&device, more, 8, Direction::FromDevice).unwrap();
+}

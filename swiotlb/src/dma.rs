@@ -10,7 +10,7 @@ use dma_api::{
 };
 use platform::{DmaAddr, PhysAddr, Platform, Window, trace};
 
-use crate::Swiotlb;
+use crate::{Config, PoolTooSmall, Swiotlb};
 
 /// `DmaMapOps` for a machine with no IOMMU, or for a device that none translates: a device's address is the physical one.
 ///
@@ -19,10 +19,12 @@ pub struct SwiotlbDma<G = ()> {
     direct: DmaDirect<G>,
     window: Window,
     pool: Option<Arc<Swiotlb>>,
+    restricted: bool,
 }
 
 impl<G: Send + Sync> SwiotlbDma<G> {
-    /// Ops that bounce through `pool`, if there is one, what the device does not reach. `guard` is dropped with them.
+    /// Ops that bounce through `pool`, if there is one, what the device does not reach, or everything when the pool says so
+    /// ([`Config::force`]). `guard` is dropped with them.
     ///
     /// # Safety
     /// The caller trusts every device that gets these ops, and its driver, to touch only memory that they were given, and
@@ -31,7 +33,40 @@ impl<G: Send + Sync> SwiotlbDma<G> {
         let window = platform.window();
         // SAFETY: the caller's trust; memory is at its physical addresses.
         let direct = unsafe { DmaDirect::new(platform, BusRanges::identity(), guard) };
-        Self { direct, window, pool }
+        Self { direct, window, pool, restricted: false }
+    }
+
+    /// Ops for one device with a pool of its own, in one area, which is all that it is ever given: everything is bounced, and
+    /// coherent memory comes from the pool too (Linux: a restricted DMA pool). The pool takes `size` bytes at or below `limit`
+    /// and does not grow. When something other than an IOMMU confines the device to the pool's memory, such as a firewall on
+    /// the bus, a hostile device reaches nothing else; where that memory is fixed, `platform` is one whose frames are there.
+    ///
+    /// # Errors
+    /// [`PoolTooSmall`].
+    ///
+    /// # Safety
+    /// Hardware confines the device to the memory of the pool; or the caller trusts it and its driver, as in
+    /// [`SwiotlbDma::new`].
+    #[doc(alias = "swiotlb_alloc")]
+    #[doc(alias = "swiotlb_free")]
+    #[doc(alias = "restricted-dma-pool")]
+    pub unsafe fn restricted(
+        platform: Arc<dyn Platform>,
+        size: usize,
+        limit: PhysAddr,
+        guard: G,
+    ) -> Result<Self, PoolTooSmall> {
+        let config = Config { size, areas: 1, limit, max_size: size, force: true };
+        let pool = Swiotlb::new(&platform, &config)?;
+        // SAFETY: the caller's promise: trust, or a device that reaches only the pool, of which no safe code has a reference:
+        // it is copied to and from by value, and what `alloc` gives out of it is the device's to write.
+        let ops = unsafe { Self::new(platform, Some(Arc::new(pool)), guard) };
+        Ok(Self { restricted: true, ..ops })
+    }
+
+    /// The pool.
+    pub fn pool(&self) -> Option<&Swiotlb> {
+        self.pool.as_deref()
     }
 
     /// The same behind a bus that lets only addresses up to `limit` through (Linux: `bus_dma_limit`).
@@ -56,7 +91,7 @@ impl<G: Send + Sync> SwiotlbDma<G> {
         parms.set_needs_sync();
         // SAFETY: the caller's promise.
         let copy = unsafe { pool.map(parms, cpu, len, 0, dir, attrs) }?;
-        match self.direct.phys_to_dma(parms, copy, len) {
+        match self.direct.phys_to_dma(parms.streaming_mask(), copy, len) {
             Ok(address) => {
                 if !attrs.contains(Attrs::SKIP_CPU_SYNC) {
                     // SAFETY: the mapping was made just now.
@@ -72,19 +107,35 @@ impl<G: Send + Sync> SwiotlbDma<G> {
         }
     }
 
+    /// The pool that coherent memory comes from.
+    fn own_pool(&self) -> Option<&Swiotlb> {
+        self.pool().filter(|_| self.restricted)
+    }
+
     /// The pool, when `address` is in it.
     fn bounced(&self, parms: &DeviceParms, address: DmaAddr) -> Option<(&Swiotlb, PhysAddr)> {
-        let pool = self.pool.as_deref().filter(|_| parms.needs_sync())?;
+        let pool = self.pool().filter(|_| parms.needs_sync())?;
         let phys = self.direct.dma_to_phys(address)?;
         pool.contains(phys).then_some((pool, phys))
     }
 }
 
-// SAFETY: memory from `alloc` is the platform's, zeroed, until `free`; maps return the memory's own address or that of its
+// SAFETY: memory from `alloc` is the platform's or the restricted pool's, zeroed, until `free`; maps return the memory's own address or that of its
 // copy; what an unmap promises rests on the trust that `new` asks for.
 unsafe impl<G: Send + Sync> DmaMapOps for SwiotlbDma<G> {
     fn alloc(&self, parms: &DeviceParms, size: usize, attrs: Attrs) -> Result<CoherentMemory, DmaError> {
-        self.direct.alloc(parms, size, attrs)
+        let Some(pool) = self.own_pool() else { return self.direct.alloc(parms, size, attrs) };
+        trace::event("swiotlb_alloc", 0, size as u64);
+        let at = pool.alloc(size)?;
+        let dma = self.direct.phys_to_dma(parms.coherent_mask(), at, size);
+        let cpu = NonNull::new(self.window.ptr(at)).ok_or(DmaError::OutOfMemory);
+        match dma.and_then(|dma| Ok(CoherentMemory { cpu: cpu?, dma, size })) {
+            Ok(memory) => Ok(memory),
+            Err(error) => {
+                pool.give_back(at);
+                Err(error)
+            }
+        }
     }
 
     unsafe fn free(
@@ -93,8 +144,15 @@ unsafe impl<G: Send + Sync> DmaMapOps for SwiotlbDma<G> {
         memory: CoherentMemory,
         attrs: Attrs,
     ) -> Result<(), Quarantined> {
-        // SAFETY: the caller's promise.
-        unsafe { self.direct.free(parms, memory, attrs) }
+        match self.own_pool() {
+            Some(pool) => {
+                trace::event("swiotlb_free", memory.dma.get(), memory.size as u64);
+                pool.give_back(self.window.phys(memory.cpu.as_ptr()));
+                Ok(())
+            }
+            // SAFETY: the caller's promise.
+            None => unsafe { self.direct.free(parms, memory, attrs) },
+        }
     }
 
     unsafe fn map_phys(
@@ -105,13 +163,20 @@ unsafe impl<G: Send + Sync> DmaMapOps for SwiotlbDma<G> {
         dir: Direction,
         attrs: Attrs,
     ) -> Result<DmaAddr, DmaError> {
-        // SAFETY: the caller's promise.
-        let mapped = unsafe { self.direct.map_phys(parms, phys, len, dir, attrs) };
-        if !matches!(mapped, Err(DmaError::MaskNotReachable { .. } | DmaError::NotOnBus { .. }))
-            || attrs.contains(Attrs::MMIO)
-            || self.pool.is_none()
-        {
-            return mapped;
+        let forced = self.pool().is_some_and(Swiotlb::is_forced);
+        if forced && attrs.contains(Attrs::MMIO) {
+            // It cannot be copied.
+            return Err(DmaError::NotRam);
+        }
+        if !forced {
+            // SAFETY: the caller's promise.
+            let mapped = unsafe { self.direct.map_phys(parms, phys, len, dir, attrs) };
+            if !matches!(mapped, Err(DmaError::MaskNotReachable { .. } | DmaError::NotOnBus { .. }))
+                || attrs.contains(Attrs::MMIO)
+                || self.pool.is_none()
+            {
+                return mapped;
+            }
         }
         let cpu = NonNull::new(self.window.ptr(phys)).ok_or(DmaError::NotRam)?;
         // SAFETY: the caller's promise: RAM that stays valid, seen through the window.

@@ -4,14 +4,22 @@
 extern crate alloc;
 
 mod area;
+mod config;
 mod dma;
 mod pool;
+mod request;
+mod swiotlb;
+mod transient;
 
+pub use config::{Config, OptionError};
 pub use dma::SwiotlbDma;
-pub use pool::{PoolTooSmall, Statistics, Swiotlb};
+pub use swiotlb::{PoolTooSmall, Statistics, Swiotlb};
 
 /// Bytes in a slot (Linux: `IO_TLB_SIZE`).
 pub const SLOT_SIZE: usize = 2048;
 
 /// Slots in a segment, which no mapping crosses (Linux: `IO_TLB_SEGSIZE`).
 pub const SEGMENT_SLOTS: usize = 128;
+
+/// Bytes in a segment.
+const SEGMENT: usize = SEGMENT_SLOTS * SLOT_SIZE;

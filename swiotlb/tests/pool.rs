@@ -7,7 +7,7 @@ use std::sync::Arc;
 use common::{FOUR_GIB, Host, Original, SEGMENT, pattern, pool, trusted, untrusted};
 use dma_api::{Attrs, DeviceParms, Direction, DmaError};
 use platform::{PhysAddr, Platform};
-use swiotlb::{PoolTooSmall, SEGMENT_SLOTS, SLOT_SIZE, Statistics, Swiotlb};
+use swiotlb::{Config, PoolTooSmall, SEGMENT_SLOTS, SLOT_SIZE, Statistics, Swiotlb};
 
 use Direction::{Bidirectional, FromDevice, ToDevice};
 
@@ -106,7 +106,7 @@ fn a_sync_copies_its_part_alone_and_only_the_way_of_the_direction() {
 }
 
 #[test]
-fn a_sync_beyond_the_end_stops_there() {
+fn a_sync_beyond_the_end_stops_there_and_is_counted() {
     let host = Host::new();
     let pool = pool(&host, SEGMENT, 1);
     // 100 bytes of a longer original.
@@ -119,6 +119,10 @@ fn a_sync_beyond_the_end_stops_there() {
     // From the middle too.
     // SAFETY: as above.
     unsafe { pool.sync_for_cpu(copy.wrapping_add(60), 240, Bidirectional) };
+    // The slot goes on after the data: none of it is the mapping's.
+    // SAFETY: as above.
+    unsafe { pool.sync_for_cpu(copy.wrapping_add(100), 1, Bidirectional) };
+    assert_eq!(pool.statistics().clamped, 3);
     assert_eq!(whole.read()[..100], [0xaa; 100]);
     assert_eq!(whole.read()[100..], pattern(6, 300)[100..]);
     // SAFETY: ended once.
@@ -227,14 +231,14 @@ fn what_is_longer_than_a_run_can_be_is_refused_by_name_with_the_most() {
     let parms = trusted();
     fits(&parms, &zeros(SEGMENT));
     refused(&parms, &zeros(SEGMENT + 1), SEGMENT);
-    // Bits to keep cost room: that of a whole slot or page, wherever the original is.
+    // Bits to keep cost room: as many bytes as they may put before the data.
     parms.set_min_align_mask(0x1ff);
-    fits(&parms, &Original::new(0x1ff, &vec![0; SEGMENT - 0x800]));
-    refused(&parms, &Original::new(0x1ff, &vec![0; SEGMENT]), SEGMENT - 0x800);
+    fits(&parms, &Original::new(0x1ff, &vec![0; SEGMENT - 0x1ff]));
+    refused(&parms, &Original::new(0x1ff, &vec![0; SEGMENT - 0x1fe]), SEGMENT - 0x1ff);
     parms.set_min_align_mask(0xfff);
-    fits(&parms, &Original::new(0xfff, &vec![0; SEGMENT - 0x1000]));
+    fits(&parms, &Original::new(0xfff, &vec![0; SEGMENT - 0xfff]));
     // The run would begin in the second slot of a page: a whole segment of slots never begins there.
-    refused(&parms, &Original::new(0x800, &vec![0; SEGMENT - 0x400]), SEGMENT - 0x1000);
+    refused(&parms, &Original::new(0x800, &vec![0; SEGMENT - 0x400]), SEGMENT - 0xfff);
     // The device's boundary is nearer than a segment's end.
     parms.set_min_align_mask(0);
     parms.set_segment_boundary(0xffff);
@@ -269,7 +273,10 @@ fn a_full_pool_is_named_with_its_numbers_and_serves_again() {
     let copy = map(&pool, &trusted(), &small, ToDevice).unwrap();
     unmap(&pool, copy, &small, ToDevice);
     unmap(&pool, held[1], &large, ToDevice);
-    assert_eq!(pool.statistics(), Statistics { slots: 256, used: 0, high_water: 254, maps: 3 });
+    assert_eq!(
+        pool.statistics(),
+        Statistics { slots: 256, used: 0, high_water: 254, maps: 3, ..Statistics::default() }
+    );
 }
 
 #[test]
@@ -283,7 +290,10 @@ fn high_water_is_the_most_at_once() {
             unmap(&pool, copy, &original, ToDevice);
         }
     }
-    assert_eq!(pool.statistics(), Statistics { slots: 256, used: 0, high_water: 30, maps: 15 });
+    assert_eq!(
+        pool.statistics(),
+        Statistics { slots: 256, used: 0, high_water: 30, maps: 15, ..Statistics::default() }
+    );
 }
 
 #[test]
@@ -315,13 +325,13 @@ fn for_an_untrusted_device_the_rest_of_the_run_is_zeroed() {
 fn a_pool_is_in_reach_and_needs_a_segment() {
     let host = Host::new();
     let platform: Arc<dyn Platform> = host.clone();
-    let limit = PhysAddr::new(FOUR_GIB - 1);
     for size in [0, SEGMENT - 1, 1 << 40] {
-        assert_eq!(Swiotlb::new(&platform, size, limit, 1).err(), Some(PoolTooSmall(size)));
+        let refused = Swiotlb::new(&platform, &Config { size, ..Config::default() });
+        assert_eq!(refused.err(), Some(PoolTooSmall(size)));
     }
     assert_eq!(host.live(), 0);
     for (size, cpus, slots) in [(SEGMENT, 1, 128), (5 * SEGMENT - 1, 3, 512), (3 * SEGMENT, 64, 256)] {
-        let pool = Swiotlb::new(&platform, size, limit, cpus).unwrap();
+        let pool = pool(&host, size, cpus);
         assert_eq!(pool.statistics().slots, slots);
         let copy = map(&pool, &trusted(), &zeros(1), ToDevice).unwrap();
         assert!(copy < FOUR_GIB);

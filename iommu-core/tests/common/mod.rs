@@ -39,6 +39,8 @@ pub struct Setup {
     pub settings: Settings,
     pub topology: Topology,
     pub untrusted: Vec<PciAddress>,
+    /// Bounce buffers.
+    pub pool: swiotlb::Config,
 }
 
 impl Default for Setup {
@@ -49,6 +51,7 @@ impl Default for Setup {
             settings: Settings::default(),
             topology: topology([endpoint(NIC)]),
             untrusted: Vec::new(),
+            pool: swiotlb::Config { size: 1 << 20, limit: PhysAddr::new(u64::MAX), ..Default::default() },
         }
     }
 }
@@ -58,7 +61,7 @@ impl Setup {
     pub fn boot(self) -> (Bench, Result<(), GroupError>) {
         let host = Arc::new(Host::new());
         let platform: Arc<dyn Platform> = host.clone();
-        let pool = Arc::new(Swiotlb::new(&platform, 1 << 20, PhysAddr::new(u64::MAX), 1).unwrap());
+        let pool = Arc::new(Swiotlb::new(&platform, &self.pool).unwrap());
         let toy = Arc::new(Toy::new(self.knobs));
         let iommu = Iommu::new(platform, self.settings, Some(Arc::clone(&pool)));
         iommu.register(toy.clone());

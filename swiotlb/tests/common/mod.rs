@@ -12,7 +12,7 @@ use platform::time::StdClock;
 use platform::{
     CacheMaintenance, Clock, Extent, FrameRequest, Frames, Instant, OutOfFrames, PhysAddr, Platform, Window,
 };
-use swiotlb::Swiotlb;
+use swiotlb::{Config, Swiotlb};
 
 pub const FOUR_GIB: u64 = 1 << 32;
 pub const SEGMENT: usize = 256 << 10;
@@ -174,10 +174,10 @@ pub struct Original {
 // SAFETY: the value owns its memory.
 unsafe impl Send for Original {}
 
-const ORIGINAL_ALIGN: usize = 64 << 10;
+const ORIGINAL_ALIGN: usize = SEGMENT;
 
 impl Original {
-    /// `len` bytes at an address whose lowest 16 bits are `low_bits`.
+    /// `len` bytes at an address whose lowest 18 bits, those of a segment, are `low_bits`.
     pub fn new(low_bits: usize, bytes: &[u8]) -> Self {
         assert!(low_bits < ORIGINAL_ALIGN);
         // SAFETY: the layout has a size.
@@ -220,10 +220,14 @@ pub fn pattern(seed: u8, len: usize) -> Vec<u8> {
     (0..len).map(|index| (index as u8) ^ (index >> 8) as u8 ^ seed).collect()
 }
 
-/// A pool below 4 GiB.
+/// A pool below 4 GiB that does not grow.
 pub fn pool(host: &Arc<Host>, size: usize, cpus: usize) -> Arc<Swiotlb> {
+    configured(host, &Config { size, areas: cpus, ..Config::default() })
+}
+
+pub fn configured(host: &Arc<Host>, config: &Config) -> Arc<Swiotlb> {
     let platform: Arc<dyn Platform> = host.clone();
-    Arc::new(Swiotlb::new(&platform, size, PhysAddr::new(FOUR_GIB - 1), cpus).unwrap())
+    Arc::new(Swiotlb::new(&platform, config).unwrap())
 }
 
 /// A trusted coherent device, or a hostile one.
