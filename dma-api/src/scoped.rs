@@ -15,12 +15,18 @@ use crate::{Attrs, Bidirectional, Device, DmaError, FromDevice, Quarantined, ToD
 /// # Safety
 /// The bytes that `into_bytes` returns are initialised, none is padding, and they may be read for as long as the borrow lasts.
 /// In a direction in which the device writes, they may be written too, by nobody else, and any bytes are a value of them.
+#[diagnostic::on_unimplemented(
+    message = "`{Self}` cannot be mapped `{D}`",
+    note = "for `ToDevice` it is a `&[T]` or `&mut [T]` with `T: IntoBytes + Immutable`",
+    note = "for `FromDevice` and `Bidirectional` it is a `&mut [T]` with `T: FromBytes + IntoBytes`"
+)]
 pub unsafe trait BorrowedFor<D: MapDirection> {
     /// Where the bytes are, and how many.
     fn into_bytes(self) -> (NonNull<u8>, usize);
 }
 
 // SAFETY: `IntoBytes` has no padding; others may read with us.
+#[diagnostic::do_not_recommend]
 unsafe impl<T: IntoBytes + Immutable> BorrowedFor<ToDevice> for &[T] {
     fn into_bytes(self) -> (NonNull<u8>, usize) {
         (NonNull::from(self).cast(), size_of_val(self))
@@ -30,6 +36,7 @@ unsafe impl<T: IntoBytes + Immutable> BorrowedFor<ToDevice> for &[T] {
 macro_rules! borrowed_for {
     ($direction:ty, $($bound:tt)*) => {
         // SAFETY: `IntoBytes` has no padding, and a type that the device writes is `FromBytes`; the borrow is exclusive.
+        #[diagnostic::do_not_recommend]
         unsafe impl<T: $($bound)*> BorrowedFor<$direction> for &mut [T] {
             fn into_bytes(self) -> (NonNull<u8>, usize) {
                 let len = size_of_val(self);

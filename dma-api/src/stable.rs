@@ -80,6 +80,12 @@ pub unsafe trait ExclusiveBuffer: StableBuffer {}
 /// # Safety
 /// The elements have no padding and no uninitialised bytes, since they are read as bytes in every direction (a bounce copies
 /// them first). In a direction in which the device writes, any bytes are a value of them, and nobody else sees them.
+#[diagnostic::on_unimplemented(
+    message = "`{Self}` cannot be mapped `{D}`",
+    note = "a buffer owns its elements: `Box<[T]>`, `Vec<T>`, `DmaBuffer<T>`, and for `ToDevice` alone `Arc<[T]>`",
+    note = "for `ToDevice` its elements are `IntoBytes + Immutable`: initialised, without padding",
+    note = "for `FromDevice` and `Bidirectional` they are `FromBytes + IntoBytes`: any bytes are a value"
+)]
 pub unsafe trait BufferFor<D: MapDirection>: StableBuffer {}
 
 // SAFETY: a box owns its slice; `Box::into_raw` keeps it alive at its place.
@@ -182,10 +188,13 @@ unsafe impl<T> ExclusiveBuffer for DmaBuffer<T> {}
 macro_rules! buffer_for {
     ($buffer:ty) => {
         // SAFETY: `IntoBytes` has no padding.
+        #[diagnostic::do_not_recommend]
         unsafe impl<T: IntoBytes + Immutable> BufferFor<ToDevice> for $buffer {}
         // SAFETY: as above, and `FromBytes` takes any bytes; the buffer is exclusive.
+        #[diagnostic::do_not_recommend]
         unsafe impl<T: FromBytes + IntoBytes> BufferFor<FromDevice> for $buffer {}
         // SAFETY: as above.
+        #[diagnostic::do_not_recommend]
         unsafe impl<T: FromBytes + IntoBytes> BufferFor<Bidirectional> for $buffer {}
     };
 }
@@ -194,4 +203,5 @@ buffer_for!(Box<[T]>);
 buffer_for!(Vec<T>);
 buffer_for!(DmaBuffer<T>);
 // SAFETY: `IntoBytes` has no padding; the device only reads.
+#[diagnostic::do_not_recommend]
 unsafe impl<T: IntoBytes + Immutable> BufferFor<ToDevice> for Arc<[T]> {}

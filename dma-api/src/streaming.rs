@@ -17,56 +17,9 @@ use crate::{Attrs, Device, DmaError, Quarantined, volatile};
 /// Dropped, it is unmapped and the buffer freed; when an unmap fails, the buffer is leaked, since the device may still
 /// reach it. Forgotten, it stays mapped for ever, and the buffer with it.
 ///
-/// While it is mapped there is no way to the buffer:
-///
-/// ```compile_fail,E0382
-/// # fn example(device: &dma_api::Device) -> Result<(), Box<dyn std::error::Error>> {
-/// let mut buffer = vec![0u8; 512];
-/// let mapped = dma_api::Streaming::<_, dma_api::FromDevice>::map(device, buffer)?;
-/// buffer[0] = 1; // moved into the mapping
-/// # Ok(()) }
-/// ```
-///
-/// ```compile_fail,E0608
-/// # fn example(device: &dma_api::Device) -> Result<(), Box<dyn std::error::Error>> {
-/// let mut mapped = dma_api::Streaming::<_, dma_api::FromDevice>::map(device, vec![0u8; 512])?;
-/// mapped[0] = 1; // a mapping is no slice
-/// # Ok(()) }
-/// ```
-///
-/// ```compile_fail,E0599
-/// # fn example(device: &dma_api::Device) -> Result<(), Box<dyn std::error::Error>> {
-/// let mapped = dma_api::Streaming::<_, dma_api::FromDevice>::map(device, vec![0u8; 512])?;
-/// mapped.read(0); // the CPU's turn begins with `sync_for_cpu`
-/// # Ok(()) }
-/// ```
-///
-/// Nor does it outlive its device, nor can a slice be mapped that somebody else reads while the device writes it:
-///
-/// ```compile_fail,E0505
-/// # fn example(device: dma_api::Device) -> Result<(), Box<dyn std::error::Error>> {
-/// let mapped = dma_api::Streaming::<_, dma_api::ToDevice>::map(&device, vec![0u8; 512])?;
-/// drop(device);
-/// mapped.unmap()?;
-/// # Ok(()) }
-/// ```
-///
-/// ```compile_fail,E0277
-/// # fn example(device: &dma_api::Device) -> Result<(), Box<dyn std::error::Error>> {
-/// let shared: std::sync::Arc<[u8]> = vec![0u8; 512].into();
-/// let mapped = dma_api::Streaming::<_, dma_api::FromDevice>::map(device, shared)?;
-/// # Ok(()) }
-/// ```
-///
-/// Elements are what may be read as bytes, and written with any bytes where the device writes:
-///
-/// ```compile_fail,E0277
-/// # fn example(device: &dma_api::Device) -> Result<(), Box<dyn std::error::Error>> {
-/// let mapped = dma_api::Streaming::<_, dma_api::FromDevice>::map(device, vec![true; 512])?;
-/// # Ok(()) }
-/// ```
-///
-/// What all of these are without the mistake:
+/// While it is mapped there is no way to the buffer, and the mapping does not outlive its device. Elements are what may be
+/// read as bytes, and written with any bytes where the device writes; what others hold is mapped to the device alone. All of
+/// that is the types' to say: a mistake does not compile.
 ///
 /// ```
 /// # fn example(device: &dma_api::Device) -> Result<(), Box<dyn std::error::Error>> {
@@ -206,15 +159,7 @@ impl<B: BufferFor<D>, D: MapDirection> fmt::Debug for Streaming<'_, B, D> {
 /// A buffer that is mapped, but the CPU's for now. It is read and written by value, since a device that does not keep to
 /// its turn may change it at any moment; only [`CpuOwned::unmap`] gives a slice.
 ///
-/// What others can read is not written:
-///
-/// ```compile_fail,E0599
-/// # fn example(device: &dma_api::Device) -> Result<(), Box<dyn std::error::Error>> {
-/// let shared: std::sync::Arc<[u8]> = vec![0u8; 512].into();
-/// let mapped = dma_api::Streaming::<_, dma_api::ToDevice>::map(device, shared)?;
-/// mapped.sync_for_cpu().write(0, 1);
-/// # Ok(()) }
-/// ```
+/// What others can read (an `Arc`) is not written.
 #[must_use = "a mapping that is dropped at once is unmapped at once"]
 #[derive(Debug)]
 pub struct CpuOwned<'d, B: BufferFor<D>, D: MapDirection>(Streaming<'d, B, D>);

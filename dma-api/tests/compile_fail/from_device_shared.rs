@@ -1,0 +1,12 @@
+//! A device writes nothing that others hold.
+use dma_api::{Device, FromDevice, Streaming};
+
+type Buffer = std::sync::Arc<[u8]>;
+
+fn example(device: &Device, buffer: Buffer) {
+    let _ = Streaming::<_, FromDevice>::map(device, buffer);
+}
+
+fn main() {
+    let _ = example;
+}

@@ -1,0 +1,14 @@
+//! A mapping owns its buffer: nobody else has it.
+use dma_api::{Device, FromDevice, Streaming};
+
+fn example(device: &Device) {
+    let mut buffer = vec![0u8; 512];
+    let mapped = Streaming::<_, FromDevice>::map(device, buffer).unwrap();
+    assert_eq!(mapped.len(), 512);
+    buffer = mapped.unmap().unwrap();
+    drop(buffer);
+}
+
+fn main() {
+    let _ = example;
+}

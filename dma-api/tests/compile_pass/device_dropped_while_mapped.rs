@@ -1,0 +1,12 @@
+//! A mapping does not outlive its device.
+use dma_api::{Device, Streaming, ToDevice};
+
+fn example(device: Device) {
+    let mapped = Streaming::<_, ToDevice>::map(&device, vec![0u8; 512]).unwrap();
+    let _ = device.name();
+    mapped.unmap().unwrap();
+}
+
+fn main() {
+    let _ = example;
+}
