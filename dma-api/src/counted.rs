@@ -178,7 +178,9 @@ impl OpsCounters {
 
     fn ended(&self, counter: &AtomicU64, size: u64, result: Result<(), Quarantined>) {
         add(counter, 1);
-        add(&self.quarantines, u64::from(result.is_err()));
+        if result.is_err() {
+            add(&self.quarantines, 1);
+        }
         self.live.fall(1);
         self.live_bytes.fall(size);
     }
