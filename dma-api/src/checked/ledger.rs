@@ -96,6 +96,14 @@ impl Record {
         }
     }
 
+    /// How much of the ledger's room it takes: a list keeps all of its elements.
+    fn entries(&self) -> usize {
+        match &self.memory {
+            Memory::List(list, _) => list.len(),
+            _ => 1,
+        }
+    }
+
     /// Whether others may not have the same memory. What is not handed over by the map may, as in Linux.
     fn claims_memory(&self) -> bool {
         !self.attrs.intersects(Attrs::SKIP_CPU_SYNC | Attrs::MMIO)
@@ -176,6 +184,8 @@ impl Ended<'_> {
 pub(super) struct Ledger {
     records: BTreeMap<u64, Record>,
     next: u64,
+    /// What the records take, each as [`Record::entries`] says.
+    entries: usize,
     mapped: Ranges,
     phys: Ranges,
     foreign: Ranges,
@@ -194,15 +204,14 @@ impl Ledger {
         if self.off {
             return;
         }
-        let parts = record.parts();
-        let (phys, foreign) = (record.phys(), record.foreign());
         let limit = DmaDebug::MAX_MAPPINGS;
-        let full = |ranges: &Ranges, more: usize| ranges.len() + more > limit;
-        if full(&self.mapped, parts.len()) || full(&self.phys, phys.len()) {
+        if self.entries + record.entries() > limit {
             *self = Self { off: true, ..Self::default() };
             mistakes.push(Mistake::TooMany { limit });
             return;
         }
+        let parts = record.parts();
+        let (phys, foreign) = (record.phys(), record.foreign());
         check_limits(dev, &record, &parts, mistakes);
         self.check_addresses(&record, &parts, mistakes);
         if record.claims_memory() {
@@ -223,6 +232,7 @@ impl Ledger {
                 self.foreign.insert(start, len, owner(part));
             }
         }
+        self.entries += record.entries();
         self.records.insert(id, record);
     }
 
@@ -297,6 +307,7 @@ impl Ledger {
 
     fn remove(&mut self, id: u64) -> Option<Record> {
         let record = self.records.remove(&id)?;
+        self.entries -= record.entries();
         let owner = |part| Owner { id, part };
         for (part, Part { address, .. }) in record.parts().into_iter().enumerate() {
             self.mapped.remove(address, owner(part));

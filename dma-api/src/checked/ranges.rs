@@ -22,10 +22,6 @@ pub(super) struct Ranges {
 }
 
 impl Ranges {
-    pub(super) fn len(&self) -> usize {
-        self.ranges.len()
-    }
-
     /// Adds `len` bytes; no range is empty.
     pub(super) fn insert(&mut self, start: u64, len: usize, owner: Owner) {
         let last = last(start, len);

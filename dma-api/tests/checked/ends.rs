@@ -22,7 +22,12 @@ fn ending_what_is_not_mapped_is_refused() {
     let inside = address.wrapping_add(1);
     let refused = watch.unmap(inside, 99, To);
     assert_eq!(refused, Err(Quarantined { address: inside, len: 99 }));
-    assert_eq!(watch.said(), Mistake::NotMapped { kind: MappingKind::Single, address: inside, len: 99 });
+    let single = |address, len| Mistake::NotMapped { kind: MappingKind::Single, address, len };
+    assert_eq!(watch.said(), single(inside, 99));
+    // Linux's value of a map that failed.
+    let failed = DmaAddr::new(u64::MAX);
+    assert!(watch.unmap(failed, 100, To).is_err());
+    assert_eq!(watch.said(), single(failed, 100));
     assert!(watch.unmap_sg(&three_elements(&buffer), To).is_err());
     let kind = MappingKind::Scatter;
     assert_eq!(watch.said(), Mistake::NotMapped { kind, address: DmaAddr::new(0), len: 0 });
@@ -63,6 +68,10 @@ fn a_wrong_size_is_told_and_the_mapping_ended_whole() {
     let watch = Watch::new();
     let buffer = watch.buffer(1);
     let address = watch.map(buffer.phys(), 100, To);
+    watch.unmap(address, 100, To).unwrap();
+    watch.free(watch.alloc()).unwrap();
+    watch.silent();
+    let address = watch.map(buffer.phys(), 100, To);
     assert_eq!(watch.unmap(address, 99, To), Ok(()));
     assert!(matches!(watch.said(), Mistake::WrongSize { mapping, len: 99 } if mapping.len == 100));
     let memory = watch.alloc();
@@ -75,6 +84,13 @@ fn a_wrong_size_is_told_and_the_mapping_ended_whole() {
 fn a_wrong_direction_is_told_and_the_mapping_ended_in_its_own() {
     let watch = Watch::new();
     let buffer = watch.buffer(4);
+    let mut list = three_elements(&buffer);
+    for dir in [To, From, Bidirectional] {
+        watch.unmap(watch.map(buffer.phys(), 100, dir), 100, dir).unwrap();
+        watch.map_sg(&mut list, dir);
+        watch.unmap_sg(&list, dir).unwrap();
+    }
+    watch.silent();
     let address = watch.map(buffer.phys(), 100, From);
     assert_eq!(watch.unmap(address, 100, Bidirectional), Ok(()));
     let wrong = |mistake| matches!(mistake, Mistake::WrongDirection { mapping, dir: Bidirectional } if mapping.dir == From);
@@ -137,12 +153,16 @@ fn what_was_bounced_is_unmapped_as_a_single_mapping_and_as_nothing_else() {
 fn coherent_memory_freed_with_another_cpu_address_or_attributes_is_told() {
     let watch = Watch::new();
     let memory = watch.alloc();
-    let cpu = NonNull::<u64>::dangling().cast();
+    watch.free(memory).unwrap();
+    let contiguous = || watch.device.alloc_coherent(100, Attrs::FORCE_CONTIGUOUS).unwrap();
+    // SAFETY: it was allocated so.
+    unsafe { watch.device.free_coherent(contiguous(), Attrs::FORCE_CONTIGUOUS) }.unwrap();
+    watch.silent();
+    let (memory, cpu) = (watch.alloc(), NonNull::<u64>::dangling().cast());
     assert_eq!(watch.free(CoherentMemory { cpu, ..memory }), Ok(()));
     let Mistake::WrongCpuAddress { at, freed_at, .. } = watch.said() else { panic!() };
     assert_eq!((at, freed_at), (memory.cpu.addr().get(), cpu.addr().get()));
-    let memory = watch.device.alloc_coherent(100, Attrs::FORCE_CONTIGUOUS).unwrap();
-    assert_eq!(watch.free(memory), Ok(()));
+    assert_eq!(watch.free(contiguous()), Ok(()));
     let Mistake::WrongAttrs { attrs, freed_with, .. } = watch.said() else { panic!() };
     assert_eq!((attrs, freed_with), (Attrs::FORCE_CONTIGUOUS, NONE));
     // The mock gives the frames back by the CPU's address.
@@ -154,6 +174,9 @@ fn a_list_unmapped_with_its_segments_only_is_told_and_ended_whole() {
     let watch = Watch::new();
     let buffer = watch.buffer(4);
     let mut list = three_elements(&buffer);
+    watch.map_sg(&mut list, To);
+    watch.unmap_sg(&list, To).unwrap();
+    watch.silent();
     let segments = watch.map_sg(&mut list, To);
     assert_eq!(watch.unmap_sg(&list[..segments], To), Ok(()));
     let Mistake::WrongElements { mapping, elements: 3, ended_with: 2 } = watch.said() else { panic!() };
@@ -166,6 +189,9 @@ fn a_list_that_was_changed_is_told_and_ended_as_it_was() {
     let watch = Watch::new();
     let buffer = watch.buffer(4);
     let mut list = three_elements(&buffer);
+    watch.map_sg(&mut list, To);
+    watch.unmap_sg(&list, To).unwrap();
+    watch.silent();
     watch.map_sg(&mut list, To);
     list[1].dma_len -= 1;
     assert_eq!(watch.unmap_sg(&list, To), Ok(()));

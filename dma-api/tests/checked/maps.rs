@@ -43,6 +43,8 @@ fn a_map_of_nothing_is_refused() {
     use MappingKind::{Foreign, Scatter, Single};
     assert_eq!(kinds.collect::<Vec<_>>(), [Single, Foreign, Scatter, Scatter]);
     assert_eq!(watch.mock.live(), 0);
+    watch.unmap(watch.map(buffer.phys(), 1, To), 1, To).unwrap();
+    watch.silent();
 }
 
 #[test]

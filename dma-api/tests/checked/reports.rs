@@ -5,13 +5,13 @@ use std::sync::Arc;
 
 use dma_api::Direction::{FromDevice as From, ToDevice as To};
 use dma_api::{
-    Checked, CoherentSlice, Counted, DeviceBuilder, DeviceParms, DmaDebug, DmaMapOps, DmaPool, FromDevice,
-    Mapping, MappingKind, Mistake, ScatterList, Streaming, ToDevice,
+    Attrs, Checked, CoherentSlice, Counted, DeviceBuilder, DeviceParms, DmaDebug, DmaMapOps, DmaPool,
+    FromDevice, Mapping, MappingKind, Mistake, ScatterList, SgEntry, Streaming, ToDevice,
 };
 use platform::{DmaAddr, PhysAddr};
 
 use crate::common::{Host, Mock, PAGE};
-use crate::watch::{NAME, NONE, Placed, Watch};
+use crate::watch::{NAME, NONE, Placed, Watch, after};
 
 #[test]
 fn the_safe_types_are_silent() {
@@ -60,6 +60,12 @@ fn what_is_left_when_the_device_goes_is_told_with_the_oldest_mapping() {
         "{said}"
     );
     assert!(said.contains(&format!("made at {}:{line}:", file!())), "{said}");
+    // What was unmapped is not missed.
+    let Watch { device, debug, host, .. } = Watch::new();
+    let mapped = Streaming::<_, ToDevice>::map(&device, vec![0u8; 7]).unwrap();
+    mapped.unmap().unwrap();
+    drop((device, host));
+    assert_eq!(debug.take_reports(), []);
 }
 
 #[test]
@@ -149,6 +155,29 @@ fn a_device_with_too_many_mappings_goes_on_unchecked() {
     drop(ops);
     assert_eq!(debug.take_reports(), []);
     drop(host);
+}
+
+#[test]
+fn a_list_takes_as_much_room_as_it_has_elements() {
+    let watch = Watch::new();
+    watch.device.parms().set_max_segment_size(u64::MAX);
+    let buffer = watch.buffer(2 * DmaDebug::MAX_MAPPINGS * 16 / PAGE);
+    // All of them lie together, so that each list is one segment, and nothing is handed over by its map.
+    let map = |first: usize, count: usize| {
+        let element = |index: usize| SgEntry::new(after(buffer.phys(), index * 16), 16);
+        let mut list: Vec<_> = (first..first + count).map(element).collect();
+        // SAFETY: the buffer outlives the watch, and no device of the test touches it.
+        assert_eq!(unsafe { watch.device.map_sg(&mut list, To, Attrs::SKIP_CPU_SYNC) }, Ok(1));
+        list
+    };
+    let half = DmaDebug::MAX_MAPPINGS / 2;
+    let lists = [map(0, half), map(half, half)];
+    watch.silent();
+    assert_eq!(watch.unmap_sg(&lists[0], To), Ok(()));
+    map(0, half);
+    watch.silent();
+    map(2 * half, 1);
+    assert_eq!(watch.said(), Mistake::TooMany { limit: DmaDebug::MAX_MAPPINGS });
 }
 
 #[test]

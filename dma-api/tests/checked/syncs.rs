@@ -79,5 +79,11 @@ fn coherent_memory_is_not_synced() {
     watch.for_cpu(memory.dma, 100, Bidirectional);
     assert!(matches!(watch.said(), Mistake::SyncCoherent { mapping } if mapping.address == memory.dma));
     assert_eq!(watch.syncs_reached(), []);
+    // What is mapped beside it is.
+    let buffer = watch.buffer(1);
+    let mapped = watch.map(buffer.phys(), 100, Bidirectional);
+    watch.for_cpu(mapped, 100, Bidirectional);
+    watch.unmap(mapped, 100, Bidirectional).unwrap();
     watch.free(memory).unwrap();
+    watch.silent();
 }
