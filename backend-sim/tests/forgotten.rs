@@ -162,15 +162,15 @@ fn coherent_memory() {
         place(one.dma_address(), 8, "Coherent");
         let many = CoherentSlice::<u64>::zeroed(device, 1500).unwrap();
         place(many.dma_address(), 12000, "CoherentSlice");
-        let pool = DmaPool::new(device, "gone", 64, 64, 0).unwrap();
-        let item = pool.alloc::<u64>().unwrap();
-        place(item.dma_address(), 64, "a block whose pool is gone");
-        drop(pool);
         let pool = DmaPool::new(device, "forgotten", 64, 64, 0).unwrap();
         let given_back = pool.alloc::<u64>().unwrap().dma_address();
         // The device should have stopped; but the memory is still the pool's.
         place(given_back, 64, "a block of a forgotten pool");
-        forget((one, many, item, pool));
+        forget((one, many, pool));
+        let pool = DmaPool::new(device, "gone", 64, 64, 0).unwrap();
+        let item = pool.alloc::<u64>().unwrap();
+        place(item.dma_address(), 64, "a block whose pool is gone");
+        forget(item);
     });
 }
 
