@@ -10,7 +10,7 @@ use iommu_core::pci::Topology;
 use iommu_core::{Fault, Group, GroupError, Iommu, Settings};
 use platform::pci::{Function, PciAddress, RequesterId};
 use platform::{PhysAddr, Platform};
-use sim_hardware::{Machine, MachineConfig, MachineError, iommu, nvme};
+use sim_hardware::{Machine, MachineConfig, MachineError, iommu, nvme, virtio};
 use swiotlb::{PoolTooSmall, Swiotlb, SwiotlbDma};
 
 use crate::engine::{EngineBench, EngineError};
@@ -29,6 +29,8 @@ pub struct Config {
     pub disk_writable: bool,
     /// I/O queues of the disk's controller, at least 1.
     pub queues: u16,
+    /// A virtio block device, if there is to be one.
+    pub virtio_blk: Option<virtio::Config>,
     /// The IOMMU, if there is one.
     pub iommu: Option<iommu::Config>,
     /// How default domains are chosen.
@@ -49,6 +51,7 @@ impl Config {
             disk: disk.into(),
             disk_writable: false,
             queues: 8,
+            virtio_blk: None,
             iommu: Some(iommu::Config::default()),
             settings: Settings::default(),
             untrusted: Vec::new(),
@@ -122,6 +125,7 @@ impl SimMachine {
             iommu: config.iommu,
             nvme: nvme::Config { io_queues: config.queues.max(1), ..nvme::Config::default() },
             disk_writable: config.disk_writable,
+            virtio_blk: config.virtio_blk,
             ..MachineConfig::new(config.disk)
         })?;
         let platform = Arc::new(SimPlatform::new(Arc::clone(&machine.ram)));
