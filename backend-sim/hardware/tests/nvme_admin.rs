@@ -3,7 +3,7 @@
 mod common;
 
 use common::nvme::*;
-use common::{A_WHILE, SOON, config_write, eventually};
+use common::{A_WHILE, SOON, config_write, eventually, pattern};
 use sim_hardware::{DiskError, Machine, nvme};
 
 const INVALID_OPCODE: u16 = 0x001;

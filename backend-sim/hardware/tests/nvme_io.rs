@@ -2,8 +2,8 @@
 
 mod common;
 
-use common::A_WHILE;
 use common::nvme::*;
+use common::{A_WHILE, pattern};
 use sim_hardware::nvme;
 
 const WRITE: u32 = 1;

@@ -16,6 +16,7 @@ use sim_hardware::pci::{Acs, Builder, PciTree};
 use sim_hardware::ram::Ram;
 
 pub mod nvme;
+pub mod virtio;
 
 /// 2 MiB: an entry for every device.
 pub const DEVICE_TABLE: u64 = 0x10_0000;
@@ -71,6 +72,11 @@ pub fn eventually(what: &str, holds: impl Fn() -> bool) {
         assert!(start.elapsed() < SOON, "{what} does not happen");
         std::thread::yield_now();
     }
+}
+
+/// Bytes that tell every place of a disk from every other.
+pub fn pattern(len: usize) -> Vec<u8> {
+    (0..len as u32).map(|at| (at.wrapping_mul(2_654_435_761) >> 24) as u8).collect()
 }
 
 /// A device that does at once what it is told, and remembers what others write to its registers.

@@ -207,8 +207,3 @@ impl Host {
         self.machine.ram.write(at, bytes).expect("memory");
     }
 }
-
-/// Bytes that tell every place of a disk from every other.
-pub fn pattern(len: usize) -> Vec<u8> {
-    (0..len as u32).map(|at| (at.wrapping_mul(2_654_435_761) >> 24) as u8).collect()
-}
