@@ -37,13 +37,13 @@ macro_rules! virtio_hal {
             fn dma_alloc(
                 pages: usize,
                 _direction: $crate::virtio::virtio_drivers::BufferDirection,
-            ) -> ($crate::virtio::virtio_drivers::PhysAddr, core::ptr::NonNull<u8>) {
+            ) -> ($crate::virtio::virtio_drivers::PhysAddr, ::core::ptr::NonNull<u8>) {
                 Self::slot().dma_alloc(pages)
             }
 
             unsafe fn dma_dealloc(
                 paddr: $crate::virtio::virtio_drivers::PhysAddr,
-                vaddr: core::ptr::NonNull<u8>,
+                vaddr: ::core::ptr::NonNull<u8>,
                 pages: usize,
             ) -> i32 {
                 // SAFETY: the caller's promise, handed on.
@@ -53,13 +53,13 @@ macro_rules! virtio_hal {
             unsafe fn mmio_phys_to_virt(
                 paddr: $crate::virtio::virtio_drivers::PhysAddr,
                 _size: usize,
-            ) -> core::ptr::NonNull<u8> {
+            ) -> ::core::ptr::NonNull<u8> {
                 Self::slot().mmio_phys_to_virt(paddr)
             }
 
             #[track_caller]
             unsafe fn share(
-                buffer: core::ptr::NonNull<[u8]>,
+                buffer: ::core::ptr::NonNull<[u8]>,
                 direction: $crate::virtio::virtio_drivers::BufferDirection,
             ) -> $crate::virtio::virtio_drivers::PhysAddr {
                 // SAFETY: the caller's promise, handed on.
@@ -68,7 +68,7 @@ macro_rules! virtio_hal {
 
             unsafe fn unshare(
                 paddr: $crate::virtio::virtio_drivers::PhysAddr,
-                buffer: core::ptr::NonNull<[u8]>,
+                buffer: ::core::ptr::NonNull<[u8]>,
                 direction: $crate::virtio::virtio_drivers::BufferDirection,
             ) {
                 // SAFETY: the caller's promise, handed on.

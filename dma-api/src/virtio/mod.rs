@@ -2,6 +2,7 @@
 //! [`platform::pci::Function`].
 //!
 //! ```
+//! #![forbid(unsafe_code)]
 //! use std::sync::Arc;
 //!
 //! use dma_api::virtio::virtio_drivers::device::blk::{SECTOR_SIZE, VirtIOBlk};
@@ -26,9 +27,14 @@
 //! }
 //! ```
 //!
-//! What to know of those drivers: they poll, without a deadline, so a device that dies in the middle of a request takes the
-//! caller's thread with it; and they lend borrowed memory to the device, which no type keeps from being used too early
-//! (their own methods for that are `unsafe`).
+//! What to know of those drivers:
+//!
+//! - They poll, without a deadline: a device that dies in the middle of a request takes the caller's thread with it. No
+//!   interrupt is connected; what the device would interrupt for is in its ISR status (`ack_interrupt`).
+//! - They lend borrowed memory, which cannot be quarantined, and `Hal` has no errors. So where a mapping cannot be made or
+//!   ended, the panic does not unwind ([`HalSlot::share`], [`HalSlot::unshare`]).
+//! - The device reaches whole buffers in the machine's RAM where they are, as with every `Streaming` map: behind an IOMMU, an
+//!   untrusted device gets copies of what is no whole page.
 
 mod hal;
 mod transport;
