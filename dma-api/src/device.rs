@@ -222,6 +222,7 @@ impl Device {
         dir: Direction,
         attrs: Attrs,
     ) -> Result<DmaAddr, DmaError> {
+        trace::event("dma_map_phys", phys.get(), len as u64);
         if len == 0 {
             return Err(DmaError::InvalidLength(len));
         }

@@ -254,10 +254,12 @@ unsafe impl<G: Send + Sync> DmaMapOps for DmaDirect<G> {
     }
 
     unsafe fn sync_for_cpu(&self, parms: &DeviceParms, address: DmaAddr, len: usize, dir: Direction) {
+        trace::event("dma_direct_sync_single_for_cpu", address.get(), len as u64);
         self.invalidate(parms, address, len, dir);
     }
 
     unsafe fn sync_for_device(&self, parms: &DeviceParms, address: DmaAddr, len: usize, _dir: Direction) {
+        trace::event("dma_direct_sync_single_for_device", address.get(), len as u64);
         if let Some(phys) = self.dma_to_phys(address) {
             self.clean(parms, phys, len);
         }

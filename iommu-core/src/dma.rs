@@ -472,6 +472,7 @@ unsafe impl DmaMapOps for IommuDma {
     }
 
     unsafe fn sync_for_cpu(&self, parms: &DeviceParms, address: DmaAddr, len: usize, dir: Direction) {
+        trace::event("iommu_dma_sync_single_for_cpu", address.get(), len as u64);
         if !parms.needs_sync() {
             return;
         }
@@ -485,6 +486,7 @@ unsafe impl DmaMapOps for IommuDma {
     }
 
     unsafe fn sync_for_device(&self, parms: &DeviceParms, address: DmaAddr, len: usize, dir: Direction) {
+        trace::event("iommu_dma_sync_single_for_device", address.get(), len as u64);
         if !parms.needs_sync() {
             return;
         }

@@ -5,9 +5,12 @@
 
 mod common;
 
-use common::{NIC, PAGE, Setup};
-use dma_api::{Attrs, Direction};
+use std::sync::Arc;
+
+use common::{NIC, PAGE, Setup, map};
+use dma_api::{Attrs, Device, DeviceBuilder, Direction, FromDevice, Streaming};
 use platform::trace::record;
+use swiotlb::SwiotlbDma;
 
 fn names<R>(f: impl FnOnce() -> R) -> (R, Vec<&'static str>) {
     let (result, events) = record(f);
@@ -43,4 +46,51 @@ fn coherent_memory_takes_the_same_way() {
     let (freed, chain) = names(|| unsafe { device.free_coherent(memory.unwrap(), Attrs::empty()) });
     freed.unwrap();
     assert_eq!(chain, ["dma_free_coherent", "iommu_dma_free", "__iommu_dma_unmap", "iommu_unmap"]);
+}
+
+/// What a driver's turns with a buffer of the heap, which is bounced, pass.
+fn turns(device: &Device) -> Vec<&'static str> {
+    let run = || {
+        let mapped = Streaming::<_, FromDevice>::map(device, vec![0u8; 100]).unwrap();
+        mapped.sync_for_cpu().sync_for_device().unmap().unwrap()
+    };
+    names(run).1
+}
+
+#[test]
+fn each_turn_of_a_bounced_buffer_says_whose_it_is() {
+    let bench = Setup::default().bench();
+    let chain = [
+        "dma_map_single",
+        "iommu_dma_map_swiotlb",
+        "__iommu_dma_map",
+        "iommu_map",
+        "iommu_dma_sync_single_for_cpu",
+        "iommu_dma_sync_single_for_device",
+        "dma_unmap_single",
+        "iommu_dma_unmap_page",
+        "__iommu_dma_unmap",
+        "iommu_unmap",
+    ];
+    assert_eq!(turns(&bench.bind(NIC)), chain);
+    // Without an IOMMU.
+    // SAFETY: no device touches anything.
+    let ops = unsafe { SwiotlbDma::new(bench.host.clone(), Some(bench.pool.clone()), ()) };
+    let device = DeviceBuilder::new("direct").build(Arc::new(ops), bench.host.clone());
+    let chain = [
+        "dma_map_single",
+        "swiotlb_map",
+        "dma_direct_sync_single_for_device",
+        "dma_direct_sync_single_for_cpu",
+        "dma_direct_sync_single_for_device",
+        "dma_unmap_single",
+        "dma_direct_unmap_phys",
+        "swiotlb_tbl_unmap_single",
+    ];
+    device.set_mask(u64::MAX).unwrap();
+    assert_eq!(turns(&device), chain);
+    let memory = bench.host.memory(8);
+    let (mapped, chain) = names(|| map(&device, memory.phys(), 8, Direction::ToDevice));
+    mapped.unwrap();
+    assert_eq!(chain, ["dma_map_phys", "dma_direct_map_phys"]);
 }

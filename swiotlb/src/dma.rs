@@ -194,6 +194,7 @@ unsafe impl<G: Send + Sync> DmaMapOps for SwiotlbDma<G> {
         // SAFETY: the caller's promise: one live mapping, ended once.
         unsafe { self.direct.unmap_phys(parms, address, len, dir, attrs) }?;
         if let Some((pool, copy)) = self.bounced(parms, address) {
+            trace::event("swiotlb_tbl_unmap_single", copy.get(), len as u64);
             // SAFETY: the caller's promise: one live mapping, ended once.
             unsafe { pool.unmap(copy, len, dir, attrs) };
         }
