@@ -102,13 +102,13 @@ impl FaultPlan {
         Self { state: Mutex::default(), delay: Some(Box::new(delay)) }
     }
 
-    /// Lets the `n`-th of `calls` from now on fail, once; 1 is the next. A map or allocation answers `error`, an unmap
+    /// Lets the `n`-th of `calls` from now on fail, once; 1 is the next, and with 0 none fails. A map or allocation answers `error`, an unmap
     /// [`Quarantined`].
     pub fn fail_nth(&self, calls: Calls, n: u64, error: DmaError) {
         self.add(calls, When::Nth(n), error);
     }
 
-    /// Lets `per_mille` of a thousand of `calls` fail, at random but the same ones for the same `seed`.
+    /// Lets `per_mille` of a thousand of `calls` fail, at random but the same ones for the same `seed`; with 1000 all.
     pub fn fail_by_chance(&self, calls: Calls, per_mille: u32, seed: u64, error: DmaError) {
         // The generator never leaves zero. An odd factor keeps different seeds different, and fills the high bits.
         let random = Xorshift(seed.wrapping_add(1).wrapping_mul(0x9e37_79b9_7f4a_7c15).max(1));

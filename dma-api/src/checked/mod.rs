@@ -30,12 +30,48 @@ pub use report::{Mapping, MappingKind, Mistake, Report};
 /// [`Quarantined`], so that the memory is not used again; such a sync does nothing. An unmap that differs from its map only in
 /// its arguments ends the mapping with the arguments that it was made with.
 ///
-/// It takes a lock and allocates in each call: for tests, and for finding a mistake.
+/// It takes a lock and allocates in each call: for tests, and for finding a mistake. Memory for it is bounded
+/// ([`DmaDebug::MAX_MAPPINGS`], [`DmaDebug::CAPACITY`]).
 ///
-/// Of Linux's checks these have no counterpart: `dma_mapping_error` cannot be forgotten with a `Result`; stacks, kernel text
-/// and addresses that are not RAM are the platform's `translate` to tell; a mask is never unset. Memory that two *devices* have
-/// mapped at once is not compared. Memory that was freed while it was mapped cannot be told here: a simulated machine can.
+/// # The checks
 ///
+/// Linux's, and what becomes of each here. A dash says that there is nothing to check.
+///
+/// | | Linux's check | here |
+/// |---|---|---|
+/// | 1 | the end of a mapping at the address that means a failed map | – no address does, a failed map is an `Err`; one that is ended all the same is [`Mistake::NotMapped`] |
+/// | 2 | of what was never mapped | [`Mistake::NotMapped`]; [`Mistake::EndedTwice`] when it was, not long before |
+/// | 3 | with another size | [`Mistake::WrongSize`] |
+/// | 4 | by the wrong function | [`Mistake::WrongKind`] |
+/// | 5 | of coherent memory with another CPU address | [`Mistake::WrongCpuAddress`] |
+/// | 6 | of a list with another number of entries | [`Mistake::WrongElements`] |
+/// | 7 | with another direction | [`Mistake::WrongDirection`] |
+/// | 8 | `dma_mapping_error` was never called | – the address is in a `Result` |
+/// | 9 | a map of the stack | – the safe types own their memory, and what is borrowed is copied ([`Device::map_scoped`]) |
+/// | 10 | of the kernel's code or constants | – the same |
+/// | 11 | of an invalid address | – the platform's `translate` knows it: [`DmaError::NotRam`], or a bounce |
+/// | 12 | of a `vmalloc` address | – the same |
+/// | 13 | a sync of what is not mapped | [`Mistake::SyncNotMapped`], and [`Mistake::SyncCoherent`] |
+/// | 14 | beyond its mapping | [`Mistake::SyncOutside`] |
+/// | 15 | in another direction | [`Mistake::SyncDirection`] |
+/// | 16 | for the CPU, of what the device only reads | [`Mistake::SyncReadOnlyForCpu`] |
+/// | 17 | for the device, of what it only writes | [`Mistake::SyncWriteOnlyForDevice`] |
+/// | 18 | of a list with another number of entries | – a sync names a range of a segment |
+/// | 19 | a segment is longer than the device takes | [`Mistake::SegmentTooLong`] |
+/// | 20 | a segment crosses the device's boundary | [`Mistake::SegmentCrossesBoundary`] |
+/// | 21 | a cache line is mapped twice | [`Mistake::MemoryInUse`]: bytes, and whole lines where the device does not see the caches |
+/// | 22 | a cache line is mapped more than seven times | – every mapping is remembered, none is merely counted |
+/// | 23 | the driver goes with mappings left | [`Mistake::Leaked`] |
+/// | 24 | no memory is left for the checks | [`Mistake::TooMany`] |
+/// | 25 | a hint that the pool of entries has doubled | – there is no pool; [`DmaDebug::dump`] says what lives, and [`Counted`] how much |
+/// | 26 | a mask was never set; a flag or a page of the wrong kind | – masks have a value from the beginning ([`DeviceParms::new`]); there are no such flags or pages |
+/// | | | beyond Linux's: [`Mistake::Empty`], [`Mistake::BeyondMask`], [`Mistake::AddressInUse`], [`Mistake::ListChanged`], [`Mistake::WrongAttrs`] |
+///
+/// Memory that two *devices* have mapped at once is not compared. Memory that was freed while it was mapped cannot be told here: a
+/// simulated machine can.
+///
+/// [`Counted`]: crate::Counted
+/// [`Device::map_scoped`]: crate::Device::map_scoped
 /// [`Device::checked`]: crate::Device::checked
 #[derive(Debug)]
 #[doc(alias = "dma-debug")]

@@ -53,7 +53,6 @@ fn addresses_beyond_the_masks_are_told() {
     let buffer = watch.buffer(2);
     let first = watch.map(buffer.phys(), 16, To);
     let next = first.get() + 2 * PAGE as u64;
-    // The mock's next address is the last that the device can say.
     watch.device.set_mask(0x1fff_ffff).unwrap();
     assert!(next < 0x1fff_ffff);
     let second = watch.map(after(buffer.phys(), PAGE), 16, To);
@@ -74,6 +73,18 @@ fn addresses_beyond_the_masks_are_told() {
     watch.free(below).unwrap();
     watch.free(beyond).unwrap();
     watch.silent();
+}
+
+#[test]
+fn the_last_address_that_a_device_can_say_is_not_beyond_its_mask() {
+    let (host, debug) = (Arc::new(Host::new()), Arc::new(DmaDebug::new()));
+    let device = DeviceBuilder::new(NAME).build(Arc::new(Placed(PhysAddr::get)), host).checked(&debug);
+    let map = |len| {
+        // SAFETY: no device touches anything.
+        unsafe { device.map_phys(PhysAddr::new(0xffff_ff00), len, To, NONE) }.unwrap();
+        debug.take_reports().len()
+    };
+    assert_eq!([map(0x100), map(0x101)], [0, 1]);
 }
 
 #[test]
