@@ -4,7 +4,7 @@ use alloc::boxed::Box;
 use alloc::sync::{Arc, Weak};
 use core::mem::ManuallyDrop;
 
-use io_pgtable::{AmdV1, IoPageTable, PageTable};
+use io_pgtable::{AmdV1, IoPageTable, IoPgtableCfg, PageTable};
 use iommu_core::{AttachError, DomainError, DomainOps, SyncError};
 use platform::pci::PciAddress;
 use platform::sync::atomic::{AtomicBool, AtomicU32, Ordering, fence};
@@ -30,8 +30,9 @@ pub struct PagingDomain {
 
 impl PagingDomain {
     pub(crate) fn new(shared: &Arc<Shared>, levels: u8) -> Result<Arc<Self>, DomainError> {
-        let table = PageTable::new(shared.platform().clone(), u32::from(levels))
-            .map_err(|_| DomainError::Exhausted)?;
+        // 12 bits of a page, and 9 for each level; the highest has what is left of 64.
+        let cfg = IoPgtableCfg::new((12 + 9 * u32::from(levels)).min(64));
+        let table = PageTable::new(shared.platform().clone(), &cfg).map_err(|_| DomainError::Exhausted)?;
         let id = shared.domain_ids().alloc().ok_or(DomainError::Exhausted)?;
         Ok(Arc::new_cyclic(|me| Self {
             id,

@@ -10,7 +10,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use parking_lot::Mutex;
-use platform::frames::FRAME_SIZE;
+use platform::frames::{FRAME_SIZE, WORDS_PER_FRAME};
 use platform::sync::words;
 use platform::{Extent, FrameRequest, Frames, OutOfFrames, PhysAddr, Window};
 use sim_hardware::ram::Ram;
@@ -75,7 +75,7 @@ impl SimFrames {
         for frame in (start..start + len).step_by(FRAME_SIZE) {
             let expected = if state.was_in_use(frame) { FREE_PATTERN } else { 0 };
             // SAFETY: the frame is RAM of this machine, which lives as long as `self`; devices access it atomically.
-            let frame_words = unsafe { self.window.words(PhysAddr::new(frame)) };
+            let frame_words = unsafe { self.window.words(PhysAddr::new(frame), WORDS_PER_FRAME) };
             for (index, word) in frame_words.iter().enumerate() {
                 let found = word.load(Ordering::Relaxed);
                 if found != expected {
@@ -90,7 +90,7 @@ impl SimFrames {
     fn fill(&self, start: u64, len: u64, value: u64) {
         for frame in (start..start + len).step_by(FRAME_SIZE) {
             // SAFETY: as in `check`.
-            words::fill(unsafe { self.window.words(PhysAddr::new(frame)) }, value);
+            words::fill(unsafe { self.window.words(PhysAddr::new(frame), WORDS_PER_FRAME) }, value);
         }
     }
 }

@@ -7,7 +7,7 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
-use io_pgtable::{AmdV1, IoPageTable, PageTable};
+use io_pgtable::{AmdV1, IoPageTable, IoPgtableCfg, PageTable};
 use libfuzzer_sys::fuzz_target;
 use platform::frames::FRAME_SIZE;
 use platform::{
@@ -119,7 +119,8 @@ fuzz_target!(|bytes: &[u8]| {
     let mut input = Input(bytes);
     let level = (input.byte() % 6 + 1) as u32;
     let heap = Arc::new(Heap { live: AtomicUsize::new(0), limit: 1 + input.word() as usize % 512 });
-    let Ok(table) = PageTable::<AmdV1>::new(heap.clone(), level) else { panic!("a frame is free") };
+    let cfg = IoPgtableCfg::new((12 + 9 * level).min(64));
+    let Ok(table) = PageTable::<AmdV1>::new(heap.clone(), &cfg) else { panic!("a frame is free") };
     let leaks = LeakCounter::new();
     let mut model = Model::default();
     while !input.0.is_empty() {

@@ -3,6 +3,8 @@
 
 #[path = "../tests/common/mod.rs"]
 mod common;
+#[path = "../tests/walkers/mod.rs"]
+mod walkers;
 
 use std::hint::black_box;
 use std::sync::atomic::{AtomicU64, Ordering};

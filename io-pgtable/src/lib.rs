@@ -3,12 +3,15 @@
 
 extern crate alloc;
 
-mod amdv1;
+mod cfg;
 mod engine;
+mod entries;
 mod format;
+mod formats;
 mod table;
 
-pub use amdv1::AmdV1;
+pub use cfg::{CfgError, IoPgtableCfg, Quirks, Shape, Upper};
 pub use engine::PageTable;
 pub use format::{Decoded, Format};
+pub use formats::{AmdV1, RiscV, X86_64};
 pub use table::{IoPageTable, Root, Translation};

@@ -3,7 +3,7 @@
 use std::alloc::{Layout, alloc_zeroed, dealloc};
 use std::sync::Arc;
 
-use io_pgtable::{AmdV1, IoPageTable, PageTable};
+use io_pgtable::{AmdV1, IoPageTable, IoPgtableCfg, PageTable};
 use platform::frames::FRAME_SIZE;
 use platform::{
     DmaAddr, Extent, FrameRequest, Frames, IotlbGather, LeakCounter, MapError, OutOfFrames, PhysAddr, Prot,
@@ -47,7 +47,7 @@ const LARGE: u64 = 2 << 20;
 const RW: Prot = Prot::READ.union(Prot::WRITE);
 
 fn table() -> PageTable<AmdV1> {
-    PageTable::new(Arc::new(Heap), 4).unwrap()
+    PageTable::new(Arc::new(Heap), &IoPgtableCfg::new(48)).unwrap()
 }
 
 fn map(table: &PageTable<AmdV1>, iova: u64, phys: u64, page_size: u64) -> (u64, Result<(), MapError>) {

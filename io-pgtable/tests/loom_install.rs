@@ -5,7 +5,7 @@
 
 use std::sync::Arc;
 
-use io_pgtable::{AmdV1, Decoded, Format, IoPageTable, PageTable};
+use io_pgtable::{AmdV1, CfgError, Decoded, Format, IoPageTable, IoPgtableCfg, PageTable, Shape, Upper};
 use loom::thread;
 use platform::frames::ModelFrames;
 use platform::{DmaAddr, IotlbGather, LeakCounter, PageSizes, PhysAddr, Prot};
@@ -13,25 +13,29 @@ use platform::{DmaAddr, IotlbGather, LeakCounter, PageSizes, PhysAddr, Prot};
 const PAGE: u64 = 0x1000;
 
 /// A format whose tables have as many entries as a model's frames have words, so that one can be filled and emptied.
-#[derive(Debug)]
-enum Four {}
+#[derive(Clone, Copy, Debug)]
+struct Four;
 
 impl Format for Four {
     const GRANULE_SHIFT: u32 = 12;
     const INDEX_BITS: u32 = 2;
     const MAX_LEVEL: u32 = 3;
     const PAGE_SIZES: PageSizes = PageSizes::from_bits(1 << 12);
-    const MAX_PHYS: PhysAddr = PhysAddr::new(u64::MAX);
+    const OUTPUT_BITS: u32 = 64;
 
-    fn leaf(phys: PhysAddr, _shift: u32, _level: u32, _prot: Prot) -> u64 {
+    fn new(cfg: &IoPgtableCfg) -> Result<(Self, Shape), CfgError> {
+        Ok((Self, Shape::of::<Self>(cfg.ias, Upper::Zero)?))
+    }
+
+    fn leaf(&self, phys: PhysAddr, _shift: u32, _level: u32, _prot: Prot) -> u64 {
         phys.get() | 1
     }
 
-    fn pointer(phys: PhysAddr, _level: u32) -> u64 {
+    fn pointer(&self, phys: PhysAddr, _level: u32) -> u64 {
         phys.get() | 3
     }
 
-    fn decode(entry: u64, level: u32) -> Decoded {
+    fn decode(&self, entry: u64, level: u32) -> Decoded {
         let phys = PhysAddr::new(entry).align_down(PAGE);
         match entry & 3 {
             1 => Decoded::Leaf { phys, shift: Self::level_shift(level), prot: Prot::READ },
@@ -49,7 +53,8 @@ struct Bed<F: Format> {
 impl<F: Format> Bed<F> {
     fn new(levels: u32) -> Arc<Self> {
         let frames = Arc::new(ModelFrames::new());
-        let table = PageTable::new(frames.clone(), levels).expect("a frame for the top");
+        let table = PageTable::new(frames.clone(), &IoPgtableCfg::new(12 + F::INDEX_BITS * levels))
+            .expect("a frame for the top");
         Arc::new(Self { frames, table })
     }
 

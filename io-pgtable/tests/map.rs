@@ -1,11 +1,12 @@
 //! What a map does, refuses and reports.
 
 mod common;
+mod walkers;
 
 use std::sync::Arc;
 
 use common::{Arena, Bed, RW};
-use io_pgtable::{AmdV1, IoPageTable, PageTable};
+use io_pgtable::{AmdV1, CfgError, IoPageTable, IoPgtableCfg, PageTable};
 use platform::{DmaAddr, MapError, Prot};
 
 const KIB4: u64 = 0x1000;
@@ -203,16 +204,22 @@ fn without_frames_for_tables_what_was_done_is_reported_and_nothing_is_lost() {
 #[test]
 fn without_a_frame_for_the_top_there_is_no_table() {
     let arena = Arc::new(Arena::new(1));
-    let first = PageTable::<AmdV1>::new(arena.clone(), 3).unwrap();
-    assert_eq!(PageTable::<AmdV1>::new(arena.clone(), 3).unwrap_err(), MapError::OutOfMemory);
+    let cfg = common::amdv1_cfg(3);
+    let first = PageTable::<AmdV1>::new(arena.clone(), &cfg).unwrap();
+    assert_eq!(PageTable::<AmdV1>::new(arena.clone(), &cfg).unwrap_err(), CfgError::OutOfMemory);
     drop(first);
     assert_eq!(arena.live(), 0);
 }
 
 #[test]
-fn levels_are_brought_into_the_format() {
-    for (asked, level) in [(0, 1), (1, 1), (6, 6), (7, 6), (u32::MAX, 6)] {
-        assert_eq!(Bed::new(asked, 1).table.root().level, level);
+fn as_few_levels_as_the_address_takes() {
+    for (ias, level) in [(13, 1), (21, 1), (22, 2), (39, 3), (48, 4), (49, 5), (57, 5), (58, 6), (64, 6)] {
+        let table = PageTable::<AmdV1>::new(Arc::new(Arena::new(1)), &IoPgtableCfg::new(ias)).unwrap();
+        assert_eq!(table.root().level, level, "{ias} bits");
+    }
+    for ias in [0, 12, 65, u32::MAX] {
+        let table = PageTable::<AmdV1>::new(Arc::new(Arena::new(1)), &IoPgtableCfg::new(ias));
+        assert_eq!(table.unwrap_err(), CfgError::InputSize, "{ias} bits");
     }
 }
 

@@ -2,14 +2,15 @@
 //! that knows nothing of the engine, and the engine's own lookup.
 
 mod common;
+mod walkers;
 
 use std::collections::BTreeMap;
 
-use common::walker::Page;
 use common::{Bed, RW};
 use io_pgtable::IoPageTable;
 use platform::{DmaAddr, MapError, Prot};
 use proptest::prelude::*;
+use walkers::amdv1::Page;
 
 /// A step, in pages of 2^`shift` bytes counted from the start or the end of the address space.
 #[derive(Clone, Debug)]

@@ -1,6 +1,7 @@
 //! What an unmap takes, where it stops, and which tables go with it.
 
 mod common;
+mod walkers;
 
 use common::Bed;
 use io_pgtable::IoPageTable;

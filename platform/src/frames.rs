@@ -3,6 +3,8 @@
 use core::fmt;
 
 use crate::PhysAddr;
+#[cfg(not(loom))]
+use crate::sync::atomic::AtomicU32;
 use crate::sync::atomic::AtomicU64;
 
 /// The page frame that the traits of this crate speak of, in bytes. Page tables with another granule ask for what they
@@ -16,9 +18,9 @@ pub const WORDS_PER_FRAME: usize = if cfg!(loom) { 4 } else { FRAME_SIZE / 8 };
 /// What is wanted of [`Frames::alloc`].
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct FrameRequest {
-    /// Bytes, rounded up to whole frames by the allocator.
+    /// Bytes. An allocator that has nothing smaller rounds up to whole frames.
     pub size: usize,
-    /// Alignment in bytes, a power of two; a frame's own alignment at least.
+    /// Alignment in bytes, a power of two.
     pub align: usize,
     /// The highest physical address that the last byte may have.
     pub limit: PhysAddr,
@@ -112,7 +114,7 @@ impl Window {
     }
 
     /// The 64-bit word at `at`: an entry of a table or ring, or the word that a completion is stored to. This and
-    /// [`Window::words`] are the only ways to such words, so that models drive the same code.
+    /// its neighbours are the only ways to such words, so that models drive the same code.
     ///
     /// # Safety
     /// `at` is 8-byte aligned and lies in a frame that stays allocated for `'a`. Whoever else accesses the word
@@ -134,24 +136,38 @@ impl Window {
         }
     }
 
-    /// The words of the frame at `at`: a page table. [`WORDS_PER_FRAME`] of them.
+    /// `count` words from `at` on: entries of a page table. In a model as many of them as the frame has.
     ///
     /// # Safety
-    /// `at` is frame-aligned; otherwise as [`Window::word`], for each word.
+    /// As [`Window::word`], for each word; they are in what one call of [`Frames::alloc`] returned.
     #[inline]
-    pub unsafe fn words<'a>(self, at: PhysAddr) -> &'a [AtomicU64] {
-        debug_assert!(at.is_aligned(FRAME_SIZE as u64));
+    pub unsafe fn words<'a>(self, at: PhysAddr, count: usize) -> &'a [AtomicU64] {
+        debug_assert!(at.is_aligned(8));
         #[cfg(not(loom))]
         {
-            // SAFETY: the caller promises a live frame, accessed atomically by everybody; AtomicU64 has the layout of u64.
-            unsafe { core::slice::from_raw_parts(self.ptr(at).cast::<AtomicU64>(), WORDS_PER_FRAME) }
+            // SAFETY: the caller promises live memory, accessed atomically by everybody; AtomicU64 has the layout of u64.
+            unsafe { core::slice::from_raw_parts(self.ptr(at).cast::<AtomicU64>(), count) }
         }
         #[cfg(loom)]
         {
+            let index = at.offset_in(FRAME_SIZE as u64) as usize / 8;
             // SAFETY: as above; in a model every frame is a `ModelFrame`.
-            let frame = unsafe { &*self.ptr(at).cast::<model::ModelFrame>() };
-            &frame.words[..]
+            let frame = unsafe { &*self.ptr(at.align_down(FRAME_SIZE as u64)).cast::<model::ModelFrame>() };
+            let from = index % frame.words.len();
+            &frame.words[from..(from + count).min(frame.words.len())]
         }
+    }
+
+    /// The 32-bit word at `at`, an entry of a table that has such. Not for models.
+    ///
+    /// # Safety
+    /// As [`Window::word`], with an alignment of four.
+    #[inline]
+    #[cfg(not(loom))]
+    pub unsafe fn half_word<'a>(self, at: PhysAddr) -> &'a AtomicU32 {
+        debug_assert!(at.is_aligned(4));
+        // SAFETY: the caller promises an aligned word in a live frame, accessed atomically by everybody.
+        unsafe { AtomicU32::from_ptr(self.ptr(at).cast()) }
     }
 }
 

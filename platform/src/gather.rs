@@ -6,25 +6,28 @@
 
 use core::fmt;
 
-use crate::frames::{FRAME_SIZE, Frames, Window};
+use crate::frames::{Frames, Window};
 use crate::sync::atomic::{AtomicU64, Ordering};
 use crate::{DmaAddr, PhysAddr};
 
-/// Frames on their way back to the allocator, as a list through the frames themselves: the first word of each holds the
-/// next one's address, which every page-table format reads as "not present". So collecting them allocates nothing.
+/// Table pages on their way back to the allocator, as a list through the pages themselves: the first word of each holds the
+/// next one's address, which every page-table format reads as "not present". So collecting them allocates nothing. All pages
+/// of a list have one size, since a domain's tables have.
 ///
-/// Dropping a list leaks its frames.
+/// Dropping a list leaks its pages.
 #[must_use = "dropping the list leaks its frames"]
 pub struct FrameList {
     first: PhysAddr,
     last: PhysAddr,
     len: usize,
+    /// Bytes in each.
+    size: usize,
 }
 
 impl FrameList {
     /// A list of nothing.
     pub const fn new() -> Self {
-        Self { first: PhysAddr::new(0), last: PhysAddr::new(0), len: 0 }
+        Self { first: PhysAddr::new(0), last: PhysAddr::new(0), len: 0, size: 0 }
     }
 
     /// How many frames are in the list.
@@ -40,9 +43,11 @@ impl FrameList {
     /// Puts `frame` at the front.
     ///
     /// # Safety
-    /// The frame came from the allocator that `window` belongs to, as one of [`FRAME_SIZE`]; the CPU does not use it any
-    /// more. A device's IOMMU may still read it.
-    pub unsafe fn push(&mut self, window: Window, frame: PhysAddr) {
+    /// The frame came from the allocator that `window` belongs to, as one of `size` bytes, like all that are in the list; the
+    /// CPU does not use it any more. A device's IOMMU may still read it.
+    pub unsafe fn push(&mut self, window: Window, frame: PhysAddr, size: usize) {
+        debug_assert!(self.len == 0 || self.size == size);
+        self.size = size;
         let next = if self.len == 0 { 0 } else { self.first.get() };
         // SAFETY: the caller promises a live frame of this window.
         unsafe { window.word(frame) }.store(next, Ordering::Relaxed);
@@ -56,7 +61,7 @@ impl FrameList {
     /// Puts all of `other` in front.
     ///
     /// # Safety
-    /// Both lists are of frames of `window`.
+    /// Both lists are of frames of `window`, of one size.
     pub unsafe fn append(&mut self, window: Window, other: FrameList) {
         if other.len == 0 {
             return;
@@ -81,8 +86,8 @@ impl FrameList {
         for _ in 0..self.len {
             // SAFETY: the frame is in the list, so it is live until freed below.
             let next = unsafe { window.word(frame) }.load(Ordering::Relaxed);
-            // SAFETY: the caller promises that nobody uses it; it came from this allocator as one frame.
-            unsafe { frames.free(frame, FRAME_SIZE) };
+            // SAFETY: the caller promises that nobody uses it; it came from this allocator with this size.
+            unsafe { frames.free(frame, self.size) };
             frame = PhysAddr::new(next);
         }
     }
@@ -158,13 +163,13 @@ impl<'a> IotlbGather<'a> {
         }
     }
 
-    /// Adds a table page that the unmap has taken out of the tree.
+    /// Adds a table page of `size` bytes that the unmap has taken out of the tree.
     ///
     /// # Safety
     /// As for [`FrameList::push`], and the page table does not reach the page any more.
-    pub unsafe fn add_table(&mut self, window: Window, page: PhysAddr) {
+    pub unsafe fn add_table(&mut self, window: Window, page: PhysAddr, size: usize) {
         // SAFETY: handed on.
-        unsafe { self.tables.push(window, page) };
+        unsafe { self.tables.push(window, page, size) };
     }
 
     /// First and last address (inclusive) of what was unmapped, or `None` when nothing was.

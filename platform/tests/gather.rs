@@ -5,6 +5,7 @@
 mod common;
 
 use common::Heap;
+use platform::frames::FRAME_SIZE;
 use platform::{DmaAddr, FrameList, FrameRequest, Frames, IotlbGather, LeakCounter};
 
 fn frame(heap: &Heap) -> platform::PhysAddr {
@@ -38,7 +39,7 @@ fn a_flushed_gather_gives_its_tables_back() {
     let mut gather = IotlbGather::new(&leaks);
     for _ in 0..3 {
         // SAFETY: a fresh frame that nothing uses.
-        unsafe { gather.add_table(heap.window(), frame(&heap)) };
+        unsafe { gather.add_table(heap.window(), frame(&heap), FRAME_SIZE) };
     }
     assert!(gather.has_tables());
     assert_eq!(heap.live(), 3);
@@ -55,7 +56,7 @@ fn a_dropped_gather_leaks_and_counts() {
     let mut gather = IotlbGather::new(&leaks);
     for _ in 0..2 {
         // SAFETY: a fresh frame that nothing uses.
-        unsafe { gather.add_table(heap.window(), frame(&heap)) };
+        unsafe { gather.add_table(heap.window(), frame(&heap), FRAME_SIZE) };
     }
     drop(gather);
     assert_eq!(leaks.get(), 2);
@@ -70,7 +71,7 @@ fn lists_append_in_any_order() {
             let mut list = FrameList::new();
             for _ in 0..count {
                 // SAFETY: a fresh frame that nothing uses.
-                unsafe { list.push(heap.window(), frame(&heap)) };
+                unsafe { list.push(heap.window(), frame(&heap), FRAME_SIZE) };
             }
             list
         };
@@ -91,8 +92,8 @@ fn a_listed_page_reads_as_not_present() {
     let (a, b) = (frame(&heap), frame(&heap));
     // SAFETY: fresh frames that nothing uses.
     unsafe {
-        list.push(heap.window(), a);
-        list.push(heap.window(), b);
+        list.push(heap.window(), a, FRAME_SIZE);
+        list.push(heap.window(), b, FRAME_SIZE);
     }
     for page in [a, b] {
         // SAFETY: the pages are live until the list is freed.

@@ -1,25 +1,28 @@
-//! Page frames at physical addresses from 1 GiB on, handed out from the lowest. Free frames hold a pattern, so that a write
-//! to one, and a table that leads to one, is found.
+//! Memory at physical addresses from 1 GiB on, handed out from the lowest, in units of 1 KiB: what is smaller than a page
+//! frame and not of that size takes a frame, as in the images of other implementations. Free memory holds a pattern, so that
+//! a write to it, and a table that leads to it, is found.
 
 use std::alloc::{Layout, alloc_zeroed, dealloc};
-use std::collections::BTreeSet;
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use platform::{Extent, FrameRequest, Frames, OutOfFrames, PhysAddr, Window};
 
 const FRAME: usize = 4096;
-/// Physical address of the first frame.
+const UNIT: usize = 1024;
+/// Where an arena begins, unless it is told.
 pub(crate) const BASE: u64 = 0x4000_0000;
-/// What free frames hold.
+/// What free memory holds.
 const POISON: u64 = 0xdead_dead_dead_dead;
 
-/// A machine with `count` page frames and nothing else.
+/// A machine with so many page frames and nothing else.
 #[derive(Debug)]
 pub(crate) struct Arena {
     memory: *mut u8,
-    count: usize,
-    free: Mutex<BTreeSet<usize>>,
+    base: u64,
+    units: usize,
+    /// Whether each unit is in use.
+    used: Mutex<Vec<bool>>,
 }
 
 // SAFETY: the memory is only reached as atomic words.
@@ -29,81 +32,121 @@ unsafe impl Sync for Arena {}
 
 #[allow(dead_code, reason = "not every test asks for everything")]
 impl Arena {
-    pub(crate) fn new(count: usize) -> Self {
+    pub(crate) fn new(frames: usize) -> Self {
+        Self::at(BASE, frames)
+    }
+
+    /// An arena whose memory begins at a physical address, a multiple of 64 KiB.
+    pub(crate) fn at(base: u64, frames: usize) -> Self {
+        let units = frames * FRAME / UNIT;
         // SAFETY: the layout is not empty.
-        let memory = unsafe { alloc_zeroed(layout(count)) };
+        let memory = unsafe { alloc_zeroed(layout(units)) };
         assert!(!memory.is_null());
         memory.expose_provenance();
-        let arena = Self { memory, count, free: Mutex::new((0..count).collect()) };
-        (0..count).for_each(|frame| arena.fill(frame, POISON));
+        let arena = Self { memory, base, units, used: Mutex::new(vec![false; units]) };
+        arena.fill(0, units, POISON);
         arena
     }
 
-    /// Frames handed out.
-    pub(crate) fn live(&self) -> usize {
-        self.count - self.free.lock().unwrap().len()
+    fn units_of(size: usize) -> usize {
+        if size == UNIT { 1 } else { size.next_multiple_of(FRAME) / UNIT }
     }
 
-    /// The word at a physical address, as hardware reads it. Panics where no frame is handed out.
+    /// Page frames handed out, or begun.
+    pub(crate) fn live(&self) -> usize {
+        self.used.lock().unwrap().chunks(FRAME / UNIT).filter(|frame| frame.contains(&true)).count()
+    }
+
+    /// Bytes handed out.
+    pub(crate) fn live_bytes(&self) -> usize {
+        self.used.lock().unwrap().iter().filter(|used| **used).count() * UNIT
+    }
+
+    fn word(&self, at: u64) -> &AtomicU64 {
+        let offset = at.checked_sub(self.base).expect("an address of the arena") as usize;
+        assert!(offset < self.units * UNIT, "{at:#x} is not in the arena");
+        &self.words(offset / UNIT, 1)[offset % UNIT / 8]
+    }
+
+    /// The word at a physical address, as hardware reads it. Panics where nothing is handed out.
     pub(crate) fn read(&self, at: u64) -> u64 {
-        let frame = at.checked_sub(BASE).expect("an address of the arena") as usize / FRAME;
-        assert!(frame < self.count && at.is_multiple_of(8), "{at:#x} is no word of the arena");
-        let word = self.words(frame)[at as usize % FRAME / 8].load(Ordering::Acquire);
-        assert_ne!(word, POISON, "{at:#x} is in a free frame");
+        assert!(at.is_multiple_of(8), "{at:#x} is no word");
+        let word = self.word(at).load(Ordering::Acquire);
+        assert_ne!(word, POISON, "{at:#x} is in free memory");
         word
     }
 
-    /// Every word of the frames in use that is not zero, by address.
+    /// The 32-bit word at a physical address.
+    pub(crate) fn read_half(&self, at: u64) -> u32 {
+        assert!(at.is_multiple_of(4), "{at:#x} is no half word");
+        (self.read(at & !7) >> (8 * (at & 4))) as u32
+    }
+
+    /// Writes a word, as hardware that marks an entry does.
+    pub(crate) fn write(&self, at: u64, value: u64) {
+        self.read(at);
+        self.word(at).store(value, Ordering::Release);
+    }
+
+    /// Every word of the memory in use that is not zero, by address.
     pub(crate) fn non_zero(&self) -> Vec<(u64, u64)> {
-        let free = self.free.lock().unwrap();
-        let used = (0..self.count).filter(|frame| !free.contains(frame));
-        let words = used.flat_map(|frame| {
-            let at = BASE + (frame * FRAME) as u64;
-            (at..).step_by(8).zip(self.words(frame)).map(|(at, word)| (at, word.load(Ordering::Acquire)))
+        let used = self.used.lock().unwrap();
+        let units = (0..used.len()).filter(|unit| used[*unit]);
+        let words = units.flat_map(|unit| {
+            let at = self.base + (unit * UNIT) as u64;
+            (at..).step_by(8).zip(self.words(unit, 1)).map(|(at, word)| (at, word.load(Ordering::Acquire)))
         });
         words.filter(|(_, word)| *word != 0).collect()
     }
 
-    fn words(&self, frame: usize) -> &[AtomicU64] {
-        assert!(frame < self.count);
-        // SAFETY: the frame is in the arena's memory, which lives as long as `self`, and everybody uses atomics.
-        unsafe { std::slice::from_raw_parts(self.memory.add(frame * FRAME).cast(), FRAME / 8) }
+    fn words(&self, unit: usize, count: usize) -> &[AtomicU64] {
+        // SAFETY: the callers stay in the arena's memory, which lives as long as `self`, and everybody uses atomics.
+        unsafe { std::slice::from_raw_parts(self.memory.add(unit * UNIT).cast(), count * UNIT / 8) }
     }
 
-    fn fill(&self, frame: usize, value: u64) {
-        self.words(frame).iter().for_each(|word| word.store(value, Ordering::Relaxed));
+    fn fill(&self, unit: usize, count: usize, value: u64) {
+        self.words(unit, count).iter().for_each(|word| word.store(value, Ordering::Relaxed));
     }
 
-    fn assert_poisoned(&self, frame: usize) {
-        let untouched = self.words(frame).iter().all(|word| word.load(Ordering::Relaxed) == POISON);
-        assert!(untouched, "frame {frame} was written while it was free");
+    fn assert_poisoned(&self, unit: usize, count: usize) {
+        let untouched = self.words(unit, count).iter().all(|word| word.load(Ordering::Relaxed) == POISON);
+        assert!(untouched, "memory was written while it was free");
     }
 }
 
-fn layout(count: usize) -> Layout {
-    Layout::from_size_align(count * FRAME, FRAME).expect("a layout of whole frames")
+fn layout(units: usize) -> Layout {
+    Layout::from_size_align(units * UNIT, FRAME).expect("a layout of whole units")
 }
 
-// SAFETY: a frame that is handed out is out of the free set, zeroed, and inside memory that lives as long as the arena.
+// SAFETY: what is handed out is marked as used, zeroed, and inside memory that lives as long as the arena.
 unsafe impl Frames for Arena {
     fn alloc(&self, request: FrameRequest) -> Result<PhysAddr, OutOfFrames> {
-        assert_eq!(request, FrameRequest::ONE, "tables here are single frames");
-        let frame = self.free.lock().unwrap().pop_first().ok_or(OutOfFrames(request))?;
-        self.assert_poisoned(frame);
-        self.fill(frame, 0);
-        Ok(PhysAddr::new(BASE + (frame * FRAME) as u64))
+        let count = Self::units_of(request.size);
+        let mut used = self.used.lock().unwrap();
+        let step = (request.align / UNIT).max(1).max(count.min(FRAME / UNIT));
+        let unit = (0..used.len())
+            .step_by(step)
+            .find(|unit| used.get(*unit..unit + count).is_some_and(|run| !run.contains(&true)))
+            .ok_or(OutOfFrames(request))?;
+        let at = self.base + (unit * UNIT) as u64;
+        assert!(at + request.size as u64 - 1 <= request.limit.get(), "the arena is beyond the table's reach");
+        used[unit..unit + count].fill(true);
+        self.assert_poisoned(unit, count);
+        self.fill(unit, count, 0);
+        Ok(PhysAddr::new(at))
     }
 
     unsafe fn free(&self, at: PhysAddr, size: usize) {
-        assert_eq!(size, FRAME);
-        let frame = (at.get() - BASE) as usize / FRAME;
-        self.fill(frame, POISON);
-        assert!(self.free.lock().unwrap().insert(frame), "{at} is freed twice");
+        let (unit, count) = ((at.get() - self.base) as usize / UNIT, Self::units_of(size));
+        self.fill(unit, count, POISON);
+        let mut used = self.used.lock().unwrap();
+        assert!(used[unit..unit + count].iter().all(|used| *used), "{at} is freed twice");
+        used[unit..unit + count].fill(false);
     }
 
     fn window(&self) -> Window {
-        // SAFETY: frame n is at `BASE + n * FRAME` and at `memory + n * FRAME`.
-        unsafe { Window::new(self.memory.addr().wrapping_sub(BASE as usize)) }
+        // SAFETY: what is at `base + n` is at `memory + n`.
+        unsafe { Window::new(self.memory.addr().wrapping_sub(self.base as usize)) }
     }
 
     fn translate(&self, _at: *const u8, _len: usize) -> Option<Extent> {
@@ -113,11 +156,13 @@ unsafe impl Frames for Arena {
 
 impl Drop for Arena {
     fn drop(&mut self) {
+        let used = self.used.get_mut().unwrap();
+        let units = self.units;
         if !std::thread::panicking() {
-            let free = self.free.lock().unwrap();
-            free.iter().for_each(|frame| self.assert_poisoned(*frame));
+            let free: Vec<usize> = (0..units).filter(|unit| !used[*unit]).collect();
+            free.into_iter().for_each(|unit| self.assert_poisoned(unit, 1));
         }
-        // SAFETY: `new` made it with this layout, and nobody holds a frame of an arena that is gone.
-        unsafe { dealloc(self.memory, layout(self.count)) };
+        // SAFETY: `at` made it with this layout, and nobody holds memory of an arena that is gone.
+        unsafe { dealloc(self.memory, layout(units)) };
     }
 }

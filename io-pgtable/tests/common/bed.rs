@@ -2,28 +2,32 @@
 
 use std::sync::Arc;
 
-use io_pgtable::{AmdV1, IoPageTable, PageTable};
+use io_pgtable::{AmdV1, Format, IoPageTable, IoPgtableCfg, PageTable};
 use platform::{DmaAddr, IotlbGather, LeakCounter, MapError, PhysAddr, Prot};
 
 use super::Arena;
-use super::walker::{self, Page, Tree};
+use crate::walkers::amdv1::{self, Page, Tree};
 
 /// Read and write.
 pub(crate) const RW: Prot = Prot::READ.union(Prot::WRITE);
 
 /// A page table, its frames, and nothing that walks it but tests.
-pub(crate) struct Bed {
+pub(crate) struct Bed<F: Format = AmdV1> {
     pub(crate) arena: Arc<Arena>,
-    pub(crate) table: PageTable<AmdV1>,
+    pub(crate) table: PageTable<F>,
     pub(crate) leaks: LeakCounter,
 }
 
 #[allow(dead_code, reason = "not every test asks for everything")]
-impl Bed {
-    /// A table of `levels` levels on a machine of `frames` frames.
-    pub(crate) fn new(levels: u32, frames: usize) -> Self {
-        let arena = Arc::new(Arena::new(frames));
-        let table = PageTable::new(arena.clone(), levels).expect("a frame for the top");
+impl<F: Format> Bed<F> {
+    /// A table of a configuration on a machine of `frames` frames.
+    pub(crate) fn of(cfg: &IoPgtableCfg, frames: usize) -> Self {
+        Self::on(Arena::new(frames), cfg)
+    }
+
+    pub(crate) fn on(arena: Arena, cfg: &IoPgtableCfg) -> Self {
+        let arena = Arc::new(arena);
+        let table = PageTable::new(arena.clone(), cfg).expect("a table of this configuration");
         Self { arena, table, leaks: LeakCounter::new() }
     }
 
@@ -70,9 +74,21 @@ impl Bed {
         self.table.root().level
     }
 
+    pub(crate) fn root(&self) -> u64 {
+        self.table.root().phys.get()
+    }
+}
+
+#[allow(dead_code, reason = "not every test asks for everything")]
+impl Bed {
+    /// AMD's table of `levels` levels on a machine of `frames` frames.
+    pub(crate) fn new(levels: u32, frames: usize) -> Self {
+        Self::of(&amdv1_cfg(levels), frames)
+    }
+
     /// What hardware finds for one address.
     pub(crate) fn walk(&self, iova: u64) -> Option<(Page, u64)> {
-        walker::walk(&self.arena, self.table.root().phys.get(), self.levels(), iova)
+        amdv1::walk(&self.arena, self.root(), self.levels(), iova)
     }
 
     /// Where hardware goes for one address.
@@ -82,6 +98,11 @@ impl Bed {
 
     /// All that hardware can find.
     pub(crate) fn tree(&self) -> Tree {
-        walker::tree(&self.arena, self.table.root().phys.get(), self.levels())
+        amdv1::tree(&self.arena, self.root(), self.levels())
     }
+}
+
+/// AMD v1 of so many levels.
+pub(crate) fn amdv1_cfg(levels: u32) -> IoPgtableCfg {
+    IoPgtableCfg::new((12 + 9 * levels).min(64))
 }

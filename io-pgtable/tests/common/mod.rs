@@ -1,11 +1,10 @@
-//! What the tests share: frames at chosen physical addresses, a walker that knows nothing of the engine, and both beside a
-//! table.
+//! What the tests share: memory at chosen physical addresses, and a table in it.
 
 mod arena;
 mod bed;
-#[allow(dead_code, reason = "not every test walks")]
-pub(crate) mod walker;
+#[allow(dead_code, reason = "for golden tests")]
+pub(crate) mod image;
 
 pub(crate) use arena::Arena;
 #[allow(unused_imports, reason = "not every test wants a table alone")]
-pub(crate) use bed::{Bed, RW};
+pub(crate) use bed::{Bed, RW, amdv1_cfg};

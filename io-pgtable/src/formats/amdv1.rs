@@ -5,14 +5,22 @@
 
 use platform::{PageSizes, PhysAddr, Prot};
 
+use crate::cfg::{CfgError, IoPgtableCfg, Quirks, Shape, Upper};
 use crate::format::{Decoded, Format};
 
-/// AMD v1.
-#[derive(Debug)]
-pub enum AmdV1 {}
+/// AMD v1: 1 to 6 levels, growing. Quirks: [`Quirks::FORCE_COHERENCE`], and an encryption bit.
+#[derive(Clone, Copy, Debug)]
+pub struct AmdV1 {
+    /// The encryption bit.
+    encryption: u64,
+    /// FC, when every page has it.
+    coherent: u64,
+}
 
 /// PR: the entry is present.
 const PRESENT: u64 = 1 << 0;
+/// D: hardware has written to the page.
+const DIRTY: u64 = 1 << 6;
 /// Next Level, bits 11:9. 0 is a page of the level's own size.
 const NEXT_LEVEL_SHIFT: u32 = 9;
 /// A page whose size is coded in the address field.
@@ -32,11 +40,31 @@ impl Format for AmdV1 {
     const MAX_LEVEL: u32 = 6;
     // 4 KiB to 2^51 but 512 GiB, which some hardware gets wrong.
     const PAGE_SIZES: PageSizes = PageSizes::from_bits(((1 << 52) - (1 << 12)) & !(1 << 39));
-    const MAX_PHYS: PhysAddr = PhysAddr::new((1 << 52) - 1);
+    const OUTPUT_BITS: u32 = 52;
+    const GROWS: bool = true;
+    // Bits 4:1 are software's.
+    const FLUSHED: u64 = 1 << 1;
+    const DIRTY: bool = true;
+
+    fn new(cfg: &IoPgtableCfg) -> Result<(Self, Shape), CfgError> {
+        IoPgtableCfg { encryption: 0, ..*cfg }.check(Quirks::FORCE_COHERENCE)?;
+        if cfg.encryption & !ADDRESS != 0 {
+            return Err(CfgError::Quirks);
+        }
+        let coherent = if cfg.quirks.contains(Quirks::FORCE_COHERENCE) { FORCE_COHERENT } else { 0 };
+        let mut shape = Shape::of::<Self>(cfg.ias, Upper::Zero)?;
+        if cfg.encryption != 0 {
+            // Memory ends below the encryption bit, and so does the code of a size.
+            shape.output_bits = cfg.encryption.trailing_zeros();
+            shape.table_bits = shape.output_bits;
+            shape.page_sizes = shape.page_sizes.intersection(PageSizes::from_bits(cfg.encryption - 1));
+        }
+        Ok((Self { encryption: cfg.encryption, coherent }, shape))
+    }
 
     #[inline]
-    fn leaf(phys: PhysAddr, shift: u32, level: u32, prot: Prot) -> u64 {
-        let mut entry = PRESENT;
+    fn leaf(&self, phys: PhysAddr, shift: u32, level: u32, prot: Prot) -> u64 {
+        let mut entry = PRESENT | self.coherent;
         if shift == Self::level_shift(level) {
             entry |= phys.get() & ADDRESS;
         } else {
@@ -54,21 +82,25 @@ impl Format for AmdV1 {
         if prot.contains(Prot::CACHE) {
             entry |= FORCE_COHERENT;
         }
+        if !prot.contains(Prot::MMIO) {
+            entry |= self.encryption;
+        }
         entry
     }
 
     #[inline]
-    fn pointer(phys: PhysAddr, level: u32) -> u64 {
+    fn pointer(&self, phys: PhysAddr, level: u32) -> u64 {
         // Permissions are the AND of all levels: only the leaf decides.
-        PRESENT | (u64::from(level) - 1) << NEXT_LEVEL_SHIFT | phys.get() & ADDRESS | READ | WRITE
+        let next_level = (u64::from(level) - 1) << NEXT_LEVEL_SHIFT;
+        PRESENT | next_level | phys.get() & ADDRESS | self.encryption | READ | WRITE
     }
 
     #[inline]
-    fn decode(entry: u64, level: u32) -> Decoded {
+    fn decode(&self, entry: u64, level: u32) -> Decoded {
         if entry & PRESENT == 0 {
             return Decoded::Empty;
         }
-        let address = entry & ADDRESS;
+        let address = entry & ADDRESS & !self.encryption;
         let next_level = entry >> NEXT_LEVEL_SHIFT & 7;
         let shift = match next_level {
             0 => Self::level_shift(level),
@@ -80,5 +112,20 @@ impl Format for AmdV1 {
         prot.set(Prot::WRITE, entry & WRITE != 0);
         prot.set(Prot::CACHE, entry & FORCE_COHERENT != 0);
         Decoded::Leaf { phys: PhysAddr::new(address & !((1u64 << shift) - 1)), shift, prot }
+    }
+
+    #[inline]
+    fn page_pattern(&self) -> (u64, u64) {
+        (PRESENT | 7 << NEXT_LEVEL_SHIFT, PRESENT)
+    }
+
+    #[inline]
+    fn is_dirty(&self, entry: u64) -> bool {
+        entry & DIRTY != 0
+    }
+
+    #[inline]
+    fn clean(&self, entry: u64) -> u64 {
+        entry & !DIRTY
     }
 }

@@ -2,7 +2,10 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use super::Arena;
+use io_pgtable::{IoPgtableCfg, Root};
+
+use super::Found;
+use crate::common::Arena;
 
 /// A page, by where it begins.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -88,6 +91,12 @@ pub(crate) fn walk(arena: &Arena, root: u64, mode: u32, iova: u64) -> Option<(Pa
             }
         }
     }
+}
+
+/// What a unit finds for one byte, told the level by the device table entry.
+pub(crate) fn walk_byte(arena: &Arena, root: Root, _cfg: &IoPgtableCfg, iova: u64) -> Option<Found> {
+    let (page, phys) = walk(arena, root.phys.get(), root.level, iova)?;
+    Some(Found { phys, size: page.size, read: page.read, write: page.write })
 }
 
 /// Reads the whole tree, and that the copies of each coded entry are complete and equal.

@@ -2,11 +2,13 @@
 //! the examples that Linux, QEMU, openvmm and VirtualBox read alike.
 
 mod common;
+mod walkers;
 
 use std::sync::Arc;
 
 use common::Arena;
-use io_pgtable::{AmdV1, IoPageTable, PageTable};
+use common::image::{Case, check, word, words as run};
+use io_pgtable::{AmdV1, IoPageTable, IoPgtableCfg, PageTable, Quirks};
 use platform::{DmaAddr, PhysAddr, Prot};
 
 const RW: Prot = Prot::READ.union(Prot::WRITE);
@@ -15,7 +17,7 @@ const RWC: Prot = RW.union(Prot::CACHE);
 
 fn table(levels: u32) -> (Arc<Arena>, PageTable<AmdV1>) {
     let arena = Arc::new(Arena::new(32));
-    let table = PageTable::new(arena.clone(), levels).unwrap();
+    let table = PageTable::new(arena.clone(), &common::amdv1_cfg(levels)).unwrap();
     (arena, table)
 }
 
@@ -194,4 +196,44 @@ fn the_page_sizes_are_all_powers_of_two_but_512_gib() {
     for (levels, bits) in sizes {
         assert_eq!(table(levels).1.page_sizes().bits(), bits, "{levels} levels");
     }
+}
+
+#[test]
+fn three_encrypted_levels() {
+    let cfg = IoPgtableCfg {
+        encryption: 1 << 47,
+        oas: 47,
+        ..IoPgtableCfg::new(39).with_quirks(Quirks::FORCE_COHERENCE)
+    };
+    const CASES: &[Case] = &[
+        // 4K RW enc
+        Case {
+            iova: 0x76_5432_1000,
+            phys: 0x1_2345_6000,
+            size: 0x1000,
+            prot: "RW",
+            words: &[
+                word(0x4000_0000, 0x1d9, 0x6000_8000_4000_1401),
+                word(0x4000_1000, 0xa1, 0x6000_8000_4000_2201),
+                word(0x4000_2000, 0x121, 0x7000_8001_2345_6001),
+            ],
+        },
+        // 4K MMIO plain
+        Case {
+            iova: 0x76_5432_2000,
+            phys: 0xfee0_0000,
+            size: 0x1000,
+            prot: "WM",
+            words: &[word(0x4000_2000, 0x122, 0x5000_0000_fee0_0001)],
+        },
+        // 64K RW enc
+        Case {
+            iova: 0x76_5433_0000,
+            phys: 0x1_2346_0000,
+            size: 0x1_0000,
+            prot: "RW",
+            words: &[run(0x4000_2000, 0x130, 0x7000_8001_2346_7e01, 16, 0)],
+        },
+    ];
+    check::<AmdV1>(0x4000_0000, &cfg, CASES);
 }

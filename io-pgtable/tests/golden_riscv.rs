@@ -1,0 +1,256 @@
+//! RISC-V tables word by word, as Linux 7.3 writes them and the reference model of the RISC-V IOMMU reads them. Bits: Privileged
+//! Architecture, sections Sv39, Sv48, Sv57, Svnapot and Svpbmt.
+
+mod common;
+mod walkers;
+
+use common::image::{Case, check, word, words};
+use io_pgtable::{IoPgtableCfg, Quirks, RiscV};
+
+const BASE: u64 = 0x4000_0000;
+
+#[test]
+fn sv39() {
+    let cfg = IoPgtableCfg::new(39);
+    const CASES: &[Case] = &[
+        // 4K RW NOEXEC
+        Case {
+            iova: 0x12_3456_7000,
+            phys: 0xab_cdef_0123_4000,
+            size: 0x1000,
+            prot: "RWN",
+            words: &[
+                word(0x4000_0000, 0x48, 0x1000_0401),
+                word(0x4000_1000, 0x1a2, 0x1000_0801),
+                word(0x4000_2000, 0x167, 0x2a_f37b_c048_d0d7),
+            ],
+        },
+        // 4K RWX
+        Case {
+            iova: 0x12_3456_8000,
+            phys: 0xab_cdef_0123_5000,
+            size: 0x1000,
+            prot: "RW",
+            words: &[word(0x4000_2000, 0x168, 0x2a_f37b_c048_d4df)],
+        },
+        // 4K RO NOEXEC
+        Case {
+            iova: 0x12_3456_9000,
+            phys: 0xab_cdef_0123_6000,
+            size: 0x1000,
+            prot: "RN",
+            words: &[word(0x4000_2000, 0x169, 0x2a_f37b_c048_d853)],
+        },
+        // 4K WO flags NOEXEC
+        Case {
+            iova: 0x12_3456_a000,
+            phys: 0xab_cdef_0123_7000,
+            size: 0x1000,
+            prot: "WN",
+            words: &[word(0x4000_2000, 0x16a, 0x2a_f37b_c048_dcd7)],
+        },
+        // 4K MMIO
+        Case {
+            iova: 0x12_3456_b000,
+            phys: 0xfee0_0000,
+            size: 0x1000,
+            prot: "WNM",
+            words: &[word(0x4000_2000, 0x16b, 0x3fb8_00d7)],
+        },
+        // 64K NAPOT RW
+        Case {
+            iova: 0x12_3457_0000,
+            phys: 0xab_cdef_0124_0000,
+            size: 0x1_0000,
+            prot: "RWN",
+            words: &[words(0x4000_2000, 0x170, 0x802a_f37b_c049_20d7, 16, 0)],
+        },
+        // 2M RW
+        Case {
+            iova: 0x12_3460_0000,
+            phys: 0xab_cdef_0140_0000,
+            size: 0x20_0000,
+            prot: "RWN",
+            words: &[word(0x4000_1000, 0x1a3, 0x2a_f37b_c050_00d7)],
+        },
+        // 1G RO
+        Case {
+            iova: 0x12_8000_0000,
+            phys: 0xab_cdef_4000_0000,
+            size: 0x4000_0000,
+            prot: "RN",
+            words: &[word(0x4000_0000, 0x4a, 0x2a_f37b_d000_0053)],
+        },
+        // 4K RW upper half
+        Case {
+            iova: 0xffff_ffd2_3456_7000,
+            phys: 0x8000_5000,
+            size: 0x1000,
+            prot: "RWN",
+            words: &[
+                word(0x4000_0000, 0x148, 0x1000_0c01),
+                word(0x4000_3000, 0x1a2, 0x1000_1001),
+                word(0x4000_4000, 0x167, 0x2000_14d7),
+            ],
+        },
+    ];
+    check::<RiscV>(BASE, &cfg, CASES);
+}
+
+#[test]
+fn sv48() {
+    let cfg = IoPgtableCfg::new(48);
+    const CASES: &[Case] = &[
+        // 4K RW NOEXEC
+        Case {
+            iova: 0x1234_5678_9000,
+            phys: 0xab_cdef_0123_4000,
+            size: 0x1000,
+            prot: "RWN",
+            words: &[
+                word(0x4000_0000, 0x24, 0x1000_0401),
+                word(0x4000_1000, 0xd1, 0x1000_0801),
+                word(0x4000_2000, 0xb3, 0x1000_0c01),
+                word(0x4000_3000, 0x189, 0x2a_f37b_c048_d0d7),
+            ],
+        },
+        // 64K NAPOT RO
+        Case {
+            iova: 0x1234_5679_0000,
+            phys: 0xab_cdef_0124_0000,
+            size: 0x1_0000,
+            prot: "RN",
+            words: &[words(0x4000_3000, 0x190, 0x802a_f37b_c049_2053, 16, 0)],
+        },
+        // 2M RW
+        Case {
+            iova: 0x1234_5780_0000,
+            phys: 0xab_cdef_0140_0000,
+            size: 0x20_0000,
+            prot: "RWN",
+            words: &[word(0x4000_2000, 0xbc, 0x2a_f37b_c050_00d7)],
+        },
+        // 1G RW
+        Case {
+            iova: 0x1234_8000_0000,
+            phys: 0xab_cdef_4000_0000,
+            size: 0x4000_0000,
+            prot: "RWN",
+            words: &[word(0x4000_1000, 0xd2, 0x2a_f37b_d000_00d7)],
+        },
+        // 512G RW
+        Case {
+            iova: 0x1300_0000_0000,
+            phys: 0xab_cd80_0000_0000,
+            size: 0x80_0000_0000,
+            prot: "RWN",
+            words: &[word(0x4000_0000, 0x26, 0x2a_f360_0000_00d7)],
+        },
+    ];
+    check::<RiscV>(BASE, &cfg, CASES);
+}
+
+#[test]
+fn sv57() {
+    let cfg = IoPgtableCfg::new(57);
+    const CASES: &[Case] = &[
+        // 4K RW NOEXEC
+        Case {
+            iova: 0xfe_dcba_9876_5000,
+            phys: 0xab_cdef_0123_4000,
+            size: 0x1000,
+            prot: "RWN",
+            words: &[
+                word(0x4000_0000, 0xfe, 0x1000_0401),
+                word(0x4000_1000, 0x1b9, 0x1000_0801),
+                word(0x4000_2000, 0xea, 0x1000_0c01),
+                word(0x4000_3000, 0xc3, 0x1000_1001),
+                word(0x4000_4000, 0x165, 0x2a_f37b_c048_d0d7),
+            ],
+        },
+        // 512G RO
+        Case {
+            iova: 0xfe_dd00_0000_0000,
+            phys: 0xab_cd80_0000_0000,
+            size: 0x80_0000_0000,
+            prot: "RN",
+            words: &[word(0x4000_1000, 0x1ba, 0x2a_f360_0000_0053)],
+        },
+        // 256T RW
+        Case {
+            iova: 0x1_0000_0000_0000,
+            phys: 0xab_0000_0000_0000,
+            size: 0x1_0000_0000_0000,
+            prot: "RWN",
+            words: &[word(0x4000_0000, 0x1, 0x2a_c000_0000_00d7)],
+        },
+        // 4K upper half
+        Case {
+            iova: 0xff00_0000_0000_0000,
+            phys: 0x5000,
+            size: 0x1000,
+            prot: "RWN",
+            words: &[
+                word(0x4000_0000, 0x100, 0x1000_1401),
+                word(0x4000_5000, 0x0, 0x1000_1801),
+                word(0x4000_6000, 0x0, 0x1000_1c01),
+                word(0x4000_7000, 0x0, 0x1000_2001),
+                word(0x4000_8000, 0x0, 0x14d7),
+            ],
+        },
+    ];
+    check::<RiscV>(BASE, &cfg, CASES);
+}
+
+#[test]
+fn sv48_with_memory_types() {
+    let cfg = IoPgtableCfg::new(48).with_quirks(Quirks::RISCV_SVPBMT);
+    const CASES: &[Case] = &[
+        // 4K RW CACHE (PMA)
+        Case {
+            iova: 0x1234_5678_9000,
+            phys: 0xab_cdef_0123_4000,
+            size: 0x1000,
+            prot: "RWCN",
+            words: &[
+                word(0x4000_0000, 0x24, 0x1000_0401),
+                word(0x4000_1000, 0xd1, 0x1000_0801),
+                word(0x4000_2000, 0xb3, 0x1000_0c01),
+                word(0x4000_3000, 0x189, 0x2a_f37b_c048_d0d7),
+            ],
+        },
+        // 4K RW non-cached (NC)
+        Case {
+            iova: 0x1234_5678_a000,
+            phys: 0xab_cdef_0123_5000,
+            size: 0x1000,
+            prot: "RWN",
+            words: &[word(0x4000_3000, 0x18a, 0x202a_f37b_c048_d4d7)],
+        },
+        // 4K MMIO (IO)
+        Case {
+            iova: 0x1234_5678_b000,
+            phys: 0xfee0_0000,
+            size: 0x1000,
+            prot: "RWNM",
+            words: &[word(0x4000_3000, 0x18b, 0x4000_0000_3fb8_00d7)],
+        },
+        // 64K NAPOT NC
+        Case {
+            iova: 0x1234_5679_0000,
+            phys: 0xab_cdef_0124_0000,
+            size: 0x1_0000,
+            prot: "RWN",
+            words: &[words(0x4000_3000, 0x190, 0xa02a_f37b_c049_20d7, 16, 0)],
+        },
+        // 2M RW CACHE
+        Case {
+            iova: 0x1234_5780_0000,
+            phys: 0xab_cdef_0140_0000,
+            size: 0x20_0000,
+            prot: "RWCN",
+            words: &[word(0x4000_2000, 0xbc, 0x2a_f37b_c050_00d7)],
+        },
+    ];
+    check::<RiscV>(BASE, &cfg, CASES);
+}
