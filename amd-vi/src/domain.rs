@@ -136,7 +136,7 @@ impl PagingDomain {
 // hands a page to the gather only after it has taken it out of the tree.
 unsafe impl DomainOps for PagingDomain {
     #[doc(alias = "amd_iommu_attach_device")]
-    fn attach_dev(&self, dev: PciAddress, _old: Option<&dyn DomainOps>) -> Result<(), AttachError> {
+    unsafe fn attach_dev(&self, dev: PciAddress, _old: Option<&dyn DomainOps>) -> Result<(), AttachError> {
         let me = self.me.upgrade().ok_or(AttachError::Incompatible)?;
         self.shared.attach(dev, Attachment::Paging(me))
     }
@@ -230,7 +230,7 @@ pub(crate) struct IdentityDomain {
 
 // SAFETY: nothing is mapped or unmapped in it; an attached device reaches all memory, as the core's identity domain says.
 unsafe impl DomainOps for IdentityDomain {
-    fn attach_dev(&self, dev: PciAddress, _old: Option<&dyn DomainOps>) -> Result<(), AttachError> {
+    unsafe fn attach_dev(&self, dev: PciAddress, _old: Option<&dyn DomainOps>) -> Result<(), AttachError> {
         self.shared.attach(dev, Attachment::Identity)
     }
 }
@@ -243,7 +243,7 @@ pub(crate) struct BlockedDomain {
 
 // SAFETY: an attached device's requests are aborted.
 unsafe impl DomainOps for BlockedDomain {
-    fn attach_dev(&self, dev: PciAddress, _old: Option<&dyn DomainOps>) -> Result<(), AttachError> {
+    unsafe fn attach_dev(&self, dev: PciAddress, _old: Option<&dyn DomainOps>) -> Result<(), AttachError> {
         self.shared.attach(dev, Attachment::Blocked)
     }
 }

@@ -179,7 +179,7 @@ impl Shared {
         let ids = core::iter::once(dev.id.get()).chain(alias).collect();
         let state = DeviceState { unit: unit.index(), ids, attached: Attachment::None };
         self.devices.lock().entry(dev).or_insert(state);
-        Ok(Probed { aliases: alias.map(RequesterId::new).into_iter().collect() })
+        Ok(Probed { aliases: alias.map(RequesterId::new).into_iter().collect(), max_pasids: 0 })
     }
 
     /// Attaches a device (Linux: `amd_iommu_attach_device`). On failure it stays where it was, or is blocked when the unit
@@ -444,6 +444,7 @@ unsafe impl IommuOps for AmdVi {
     fn capable(&self, dev: PciAddress, capability: Capability) -> bool {
         match capability {
             Capability::CacheCoherency => true,
+            Capability::PreBootProtection => self.preboot_protection(),
             // What remembers absence is a hypervisor, which must see every change at once (Linux: NpCache means strict).
             Capability::DeferredFlush => self.shared.unit_of(dev).is_some_and(|unit| !unit.np_cache()),
             _ => false,
@@ -473,8 +474,8 @@ unsafe impl IommuOps for AmdVi {
         Some(Arc::new(IdentityDomain { shared: self.shared.clone() }))
     }
 
-    fn blocked_domain(&self) -> Arc<dyn DomainOps> {
-        Arc::new(BlockedDomain { shared: self.shared.clone() })
+    fn blocked_domain(&self) -> Option<Arc<dyn DomainOps>> {
+        Some(Arc::new(BlockedDomain { shared: self.shared.clone() }))
     }
 
     #[doc(alias = "amd_iommu_get_resv_regions")]

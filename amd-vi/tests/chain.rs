@@ -13,7 +13,7 @@ fn the_driver_says_its_names_when_it_runs() {
     let dev = PciAddress::new(0, 1, 0, 0);
     setup.driver.probe_device(dev).unwrap();
     let domain = setup.driver.domain_alloc_paging(dev).unwrap();
-    domain.attach_dev(dev, None).unwrap();
+    attach(&*domain, dev, None).unwrap();
     let leaks = LeakCounter::new();
     let ((), events) = trace::record(|| {
         let mut gather = IotlbGather::new(&leaks);

@@ -36,7 +36,7 @@ fn domain_of(entry: [u64; 4]) -> u64 {
 fn an_attached_device_has_its_domains_table() {
     let setup = bring_up();
     let domain = paging(&setup, DEV);
-    domain.attach_dev(DEV, None).unwrap();
+    attach(&*domain, DEV, None).unwrap();
     let entry = setup.unit.entry(0x0100);
     assert_eq!(entry[0] & !0x000f_ffff_ffff_f000, 0x6000_0000_0000_0803, "V, TV, four levels, IR, IW");
     assert_ne!(entry[0] & 0x000f_ffff_ffff_f000, 0);
@@ -50,7 +50,7 @@ fn the_unit_forgets_the_blocked_entry_when_a_device_is_attached() {
     let setup = bring_up();
     let domain = paging(&setup, DEV);
     setup.unit.take_entries();
-    domain.attach_dev(DEV, None).unwrap();
+    attach(&*domain, DEV, None).unwrap();
     // The last thing that the unit read anew is the entry as it is now.
     let entries = setup.unit.take_entries();
     assert_eq!(entries.last(), Some(&(0x0100, setup.unit.entry(0x0100))));
@@ -60,11 +60,11 @@ fn the_unit_forgets_the_blocked_entry_when_a_device_is_attached() {
 fn an_entry_is_never_seen_with_the_root_of_one_domain_and_the_tag_of_another() {
     let setup = bring_up();
     let (first, second) = (paging(&setup, DEV), paging(&setup, DEV));
-    first.attach_dev(DEV, None).unwrap();
+    attach(&*first, DEV, None).unwrap();
     let old = setup.unit.entry(0x0100);
     setup.unit.take_entries();
     setup.unit.take_commands();
-    second.attach_dev(DEV, Some(&*first)).unwrap();
+    attach(&*second, DEV, Some(&*first)).unwrap();
     let new = setup.unit.entry(0x0100);
     assert!(old[0] != new[0] && old[1] != new[1]);
     let seen: Vec<[u64; 4]> = setup.unit.take_entries().into_iter().map(|(_, entry)| entry).collect();
@@ -80,12 +80,13 @@ fn an_entry_is_never_seen_with_the_root_of_one_domain_and_the_tag_of_another() {
 fn identity_and_blocked_domains() {
     let setup = bring_up();
     setup.driver.probe_device(DEV).unwrap();
-    let (identity, blocked) = (setup.driver.identity_domain().unwrap(), setup.driver.blocked_domain());
-    identity.attach_dev(DEV, None).unwrap();
+    let (identity, blocked) =
+        (setup.driver.identity_domain().unwrap(), setup.driver.blocked_domain().unwrap());
+    attach(&*identity, DEV, None).unwrap();
     let entry = setup.unit.entry(0x0100);
     assert_eq!(entry[0], 0x6000_0000_0000_0003);
     assert_ne!(entry[1], 0);
-    blocked.attach_dev(DEV, Some(&*identity)).unwrap();
+    attach(&*blocked, DEV, Some(&*identity)).unwrap();
     assert_eq!(setup.unit.entry(0x0100), [BLOCKED, 0, FORWARD, 0]);
     assert_eq!(setup.unit.take_entries().last(), Some(&(0x0100, [BLOCKED, 0, FORWARD, 0])));
 }
@@ -95,7 +96,7 @@ fn firmwares_flags_survive_every_change() {
     let setup = bring_up();
     let southbridge = PciAddress::new(0, 0, 0x14, 0);
     let domain = paging(&setup, southbridge);
-    domain.attach_dev(southbridge, None).unwrap();
+    attach(&*domain, southbridge, None).unwrap();
     let kept = |entry: [u64; 4]| (entry[1] >> 40 & 3, entry[2] >> 56);
     assert_eq!(kept(setup.unit.entry(0x00a0)), (1, 0xd7));
     setup.driver.release_device(southbridge);
@@ -106,7 +107,7 @@ fn firmwares_flags_survive_every_change() {
 fn a_released_device_is_blocked_and_forgotten() {
     let setup = bring_up();
     let domain = paging(&setup, DEV);
-    domain.attach_dev(DEV, None).unwrap();
+    attach(&*domain, DEV, None).unwrap();
     let id = domain_of(setup.unit.entry(0x0100));
     setup.unit.take_commands();
     setup.driver.release_device(DEV);
@@ -114,7 +115,7 @@ fn a_released_device_is_blocked_and_forgotten() {
     let commands = setup.unit.take_invalidations();
     assert!(commands.contains(&(2 << 60 | 0x0100, 0)));
     assert_eq!(commands.last(), Some(&pages(id, ALL)));
-    assert_eq!(domain.attach_dev(DEV, None), Err(AttachError::Device));
+    assert_eq!(attach(&*domain, DEV, None), Err(AttachError::Device));
 }
 
 #[test]
@@ -124,7 +125,7 @@ fn aliases_are_written_alike() {
     assert_eq!(probed.aliases, [RequesterId::new(0x0100)]);
     let domain = setup.driver.domain_alloc_paging(ALIASED).unwrap();
     setup.unit.take_entries();
-    domain.attach_dev(ALIASED, None).unwrap();
+    attach(&*domain, ALIASED, None).unwrap();
     assert_eq!(setup.unit.entry(0x0101), setup.unit.entry(0x0100));
     assert_eq!(setup.unit.entry(0x0100)[0] & 3, 3);
     assert!(setup.unit.take_entries().contains(&(0x0100, setup.unit.entry(0x0100))));
@@ -169,7 +170,7 @@ fn map_and_unmap<'a>(
 fn a_sync_invalidates_the_range_and_waits() {
     let setup = bring_up();
     let domain = paging(&setup, DEV);
-    domain.attach_dev(DEV, None).unwrap();
+    attach(&*domain, DEV, None).unwrap();
     let id = domain_of(setup.unit.entry(0x0100));
     setup.unit.take_commands();
     let leaks = LeakCounter::new();
@@ -188,7 +189,7 @@ fn a_sync_invalidates_the_range_and_waits() {
 fn a_range_that_is_no_power_of_two_gets_the_smallest_one_around_it() {
     let setup = bring_up();
     let domain = paging(&setup, DEV);
-    domain.attach_dev(DEV, None).unwrap();
+    attach(&*domain, DEV, None).unwrap();
     setup.unit.take_commands();
     let leaks = LeakCounter::new();
     let gather = map_and_unmap(&*domain, 0x1_0000_3000, 0x1000, 3, &leaks);
@@ -203,7 +204,7 @@ fn a_range_that_is_no_power_of_two_gets_the_smallest_one_around_it() {
 fn a_unit_that_remembers_absence_hears_of_maps_and_gets_exact_ranges() {
     let setup = bring_up_with(true, FEATURES, &[ivhd(0x10, 2, BASE, ENTRIES)]);
     let domain = paging(&setup, DEV);
-    domain.attach_dev(DEV, None).unwrap();
+    attach(&*domain, DEV, None).unwrap();
     assert!(domain.needs_sync_map());
     assert!(!setup.driver.capable(DEV, Capability::DeferredFlush));
     setup.unit.take_commands();
@@ -216,7 +217,7 @@ fn a_unit_that_remembers_absence_hears_of_maps_and_gets_exact_ranges() {
 fn other_units_hear_nothing_of_maps() {
     let setup = bring_up();
     let domain = paging(&setup, DEV);
-    domain.attach_dev(DEV, None).unwrap();
+    attach(&*domain, DEV, None).unwrap();
     assert!(!domain.needs_sync_map());
     assert!(setup.driver.capable(DEV, Capability::DeferredFlush));
     setup.unit.take_commands();
@@ -246,11 +247,11 @@ fn only_units_with_a_device_in_the_domain_are_told() {
         (told, flushed).1
     };
     assert_eq!(told(), (0, 0));
-    domain.attach_dev(DEV, None).unwrap();
+    attach(&*domain, DEV, None).unwrap();
     assert_eq!(told(), (1, 0));
-    domain.attach_dev(far, None).unwrap();
+    attach(&*domain, far, None).unwrap();
     assert_eq!(told(), (1, 1));
-    driver.blocked_domain().attach_dev(DEV, Some(&*domain)).unwrap();
+    attach(&*driver.blocked_domain().unwrap(), DEV, Some(&*domain)).unwrap();
     assert_eq!(told(), (0, 1));
     // Each segment has a table of its own.
     assert_eq!(first.entry(0x0100)[0], BLOCKED);
@@ -261,14 +262,14 @@ fn only_units_with_a_device_in_the_domain_are_told() {
 fn an_attach_that_the_unit_does_not_answer_changes_nothing() {
     let setup = bring_up();
     let (first, second) = (paging(&setup, DEV), paging(&setup, DEV));
-    first.attach_dev(DEV, None).unwrap();
+    attach(&*first, DEV, None).unwrap();
     let before = setup.unit.entry(0x0100);
     setup.unit.switches.lose_completions.store(true, Ordering::Relaxed);
-    assert_eq!(second.attach_dev(DEV, Some(&*first)), Err(AttachError::Device));
+    assert_eq!(attach(&*second, DEV, Some(&*first)), Err(AttachError::Device));
     // The unit cannot be told of the old entry either, so the device is blocked, never half-way.
     assert_eq!(setup.unit.entry(0x0100)[0], BLOCKED);
     setup.unit.switches.lose_completions.store(false, Ordering::Relaxed);
-    first.attach_dev(DEV, Some(&*first)).unwrap();
+    attach(&*first, DEV, Some(&*first)).unwrap();
     assert_eq!(setup.unit.entry(0x0100), before);
     // The tables of both are given up: the unit may have read either entry.
     let live = setup.machine.live.load(Ordering::Relaxed);
@@ -281,9 +282,9 @@ fn a_dropped_domain_is_forgotten_before_its_table_is_freed() {
     let setup = bring_up();
     let live = setup.machine.live.load(Ordering::Relaxed);
     let domain = paging(&setup, DEV);
-    domain.attach_dev(DEV, None).unwrap();
+    attach(&*domain, DEV, None).unwrap();
     let id = domain_of(setup.unit.entry(0x0100));
-    setup.driver.blocked_domain().attach_dev(DEV, None).unwrap();
+    attach(&*setup.driver.blocked_domain().unwrap(), DEV, None).unwrap();
     setup.unit.take_commands();
     drop(domain);
     assert_eq!(setup.unit.take_invalidations(), [pages(id, ALL)]);
@@ -294,7 +295,7 @@ fn a_dropped_domain_is_forgotten_before_its_table_is_freed() {
 fn an_attached_device_keeps_its_domain() {
     let setup = bring_up();
     let domain = paging(&setup, DEV);
-    domain.attach_dev(DEV, None).unwrap();
+    attach(&*domain, DEV, None).unwrap();
     let live = setup.machine.live.load(Ordering::Relaxed);
     drop(domain);
     assert_eq!(setup.machine.live.load(Ordering::Relaxed), live);
@@ -306,11 +307,11 @@ fn an_attached_device_keeps_its_domain() {
 fn domains_have_tags_of_their_own() {
     let setup = bring_up();
     setup.driver.probe_device(DEV).unwrap();
-    setup.driver.identity_domain().unwrap().attach_dev(DEV, None).unwrap();
+    attach(&*setup.driver.identity_domain().unwrap(), DEV, None).unwrap();
     let identity = domain_of(setup.unit.entry(0x0100));
     let (first, second) = (paging(&setup, DEV), paging(&setup, OTHER));
-    first.attach_dev(DEV, None).unwrap();
-    second.attach_dev(OTHER, None).unwrap();
+    attach(&*first, DEV, None).unwrap();
+    attach(&*second, OTHER, None).unwrap();
     let tags = [identity, domain_of(setup.unit.entry(0x0100)), domain_of(setup.unit.entry(0x0010))];
     assert!(tags[0] != tags[1] && tags[1] != tags[2] && tags[0] != tags[2] && !tags.contains(&0));
 }
@@ -320,7 +321,7 @@ fn a_unit_without_host_translation_has_no_paging_domains() {
     let setup = bring_up_with(false, FEATURES | 3 << 10, &[ivhd(0x10, 2, BASE, ENTRIES)]);
     setup.driver.probe_device(DEV).unwrap();
     assert!(setup.driver.domain_alloc_paging(DEV).is_err());
-    assert!(setup.driver.identity_domain().unwrap().attach_dev(DEV, None).is_ok());
+    assert!(attach(&*setup.driver.identity_domain().unwrap(), DEV, None).is_ok());
 }
 
 #[test]

@@ -29,7 +29,8 @@ fn a_unit_on_its_way_in_sees_an_unmap_or_is_told_of_it() {
         mapped.unwrap();
         let attacher = {
             let domain = domain.clone();
-            thread::spawn(move || domain.attach_dev(DEV, None).unwrap())
+            // SAFETY: nobody else moves the device, and it touches nothing.
+            thread::spawn(move || unsafe { domain.attach_dev(DEV, None) }.unwrap())
         };
         let device = {
             let machine = machine.clone();

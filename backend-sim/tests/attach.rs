@@ -9,7 +9,7 @@ use backend_sim::{SimError, SimMachine};
 use common::engine::RawEngine;
 use common::{boot, domain_id, page};
 use dma_api::{Bidirectional, DmaBuffer, DmaError, Streaming};
-use iommu_core::{AttachError, Domain, DomainType, Fault, Group, GroupError, Owner};
+use iommu_core::{AttachError, Domain, DomainType, Fault, Group, GroupError, Owner, PagingFlags};
 use platform::pci::PciAddress;
 use platform::{DmaAddr, Prot};
 
@@ -29,7 +29,7 @@ fn engine() -> (SimMachine, RawEngine, Arc<Group>) {
 
 /// A domain with a page at [`IOVA`].
 fn domain_with_page(machine: &SimMachine, group: &Group) -> (Arc<Domain>, DmaBuffer<u8>) {
-    let domain = group.alloc_unmanaged().unwrap();
+    let domain = group.alloc_unmanaged(PagingFlags::empty()).unwrap();
     let page = page(machine);
     // SAFETY: the caller keeps the page as long as the machine runs, and looks at it only when the engine is idle.
     let (_, mapped) = unsafe { domain.map(IOVA, page.phys(), 4096, Prot::READ | Prot::WRITE) };
@@ -119,7 +119,7 @@ fn a_released_group_serves_drivers_again() {
     let (domain, page) = domain_with_page(&machine, &group);
     group.attach(&domain).unwrap();
     assert!(engine.write(IOVA, MARK));
-    let other = group.alloc_unmanaged().unwrap();
+    let other = group.alloc_unmanaged(PagingFlags::empty()).unwrap();
     assert_eq!(group.attach(&other), Err(GroupError::Attach(AttachError::Busy)));
     group.release_dma_owner(OWNER).unwrap();
     // The owner's memory is out of reach, the driver's is in it.

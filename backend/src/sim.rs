@@ -6,10 +6,10 @@ use backend_sim::sim_hardware::Machine;
 use backend_sim::{Config, SimError, SimMachine};
 use conformance::Bench;
 use dma_api::Device;
-#[cfg(feature = "sim")]
-use iommu_core::Settings;
 use iommu_core::pci::{Node, PortType};
 use iommu_core::{DomainType, Fault};
+#[cfg(feature = "sim")]
+use iommu_core::{Settings, Trust};
 use platform::Platform;
 use platform::pci::{Function, PciAddress};
 
@@ -30,7 +30,12 @@ pub(crate) fn open(options: &Options) -> Result<Box<dyn Backend>, BackendError> 
     let settings = match options.domain_type.unwrap_or(DomainType::Dma) {
         DomainType::Dma => Settings::default(),
         DomainType::DmaFq => Settings { lazy: true, ..Settings::default() },
-        DomainType::Identity => Settings { passthrough: true, ..Settings::default() },
+        DomainType::Identity => {
+            // SAFETY: a simulated device does DMA only when its driver tells it to, and a driver gets a device that is not
+            // confined by `trust` alone.
+            let trust = unsafe { Trust::new() };
+            Settings { passthrough: Some(trust), ..Settings::default() }
+        }
         other => return Err(BackendError::DomainType(other)),
     };
     boot("sim", Config { settings, ..config(options) })

@@ -195,6 +195,9 @@ impl<G: Send + Sync> DmaDirect<G> {
 unsafe impl<G: Send + Sync> DmaMapOps for DmaDirect<G> {
     fn alloc(&self, parms: &DeviceParms, size: usize, _attrs: Attrs) -> Result<CoherentMemory, DmaError> {
         trace::event("dma_direct_alloc", 0, size as u64);
+        if size == 0 {
+            return Err(DmaError::InvalidLength(size));
+        }
         let (phys, dma) = self.frames(parms.coherent_mask(), size)?;
         match NonNull::new(self.window.ptr(phys)) {
             Some(cpu) => Ok(CoherentMemory { cpu, dma, size }),

@@ -80,6 +80,9 @@ pub enum DmaError {
     /// still reach the memory, which must not be reused.
     #[error("a failed map could not be undone: {0}")]
     NotUndone(Quarantined),
+    /// The device's translation was to be set up with its first mapping, and that failed, or the device is being reset.
+    #[error("the IOMMU does not translate for the device yet")]
+    NotAttached,
     /// The device has been removed.
     #[error("the device is gone")]
     Gone,

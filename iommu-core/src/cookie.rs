@@ -7,7 +7,8 @@ use platform::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
 use crate::flush_queue::FlushQueue;
 use crate::iova::IovaDomain;
-use crate::ops::{DomainOps, ResvRegion};
+use crate::ops::DomainOps;
+use crate::resv::ResvRegion;
 
 #[derive(Debug)]
 pub(crate) struct DmaCookie {
@@ -24,7 +25,11 @@ pub(crate) struct DmaCookie {
 
 impl DmaCookie {
     /// The addresses of a domain, without those that are reserved (Linux: `iommu_dma_init_domain`).
-    pub(crate) fn new(ops: &dyn DomainOps, regions: &[ResvRegion], cpus: usize) -> Result<Self, TryReserveError> {
+    pub(crate) fn new(
+        ops: &dyn DomainOps,
+        regions: &[ResvRegion],
+        cpus: usize,
+    ) -> Result<Self, TryReserveError> {
         let (first, last) = ops.aperture();
         let iovas = IovaDomain::new(ops.page_sizes().smallest().max(1), first, last, cpus)?;
         let cookie = Self {

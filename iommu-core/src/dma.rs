@@ -4,13 +4,13 @@ use alloc::sync::Arc;
 use core::ptr::NonNull;
 
 use dma_api::{Attrs, CoherentMemory, DeviceParms, Direction, DmaError, DmaMapOps, Quarantined, SgEntry};
-use platform::sync::atomic::{AtomicBool, Ordering};
+use platform::sync::atomic::Ordering;
 use platform::{DmaAddr, FrameRequest, IotlbGather, MapError, PhysAddr, Platform, Prot, Window, trace};
 use swiotlb::Swiotlb;
 
 use crate::cookie::DmaCookie;
 use crate::domain::Domain;
-use crate::group::Ownership;
+use crate::group::{Ownership, Status, check_usable};
 use crate::scatter::{Layout, finalise};
 
 /// A bound device's DMA, translated by its group's domain.
@@ -22,7 +22,7 @@ pub(crate) struct IommuDma {
     window: Window,
     bounce: Option<Arc<Swiotlb>>,
     low_first: bool,
-    gone: Arc<AtomicBool>,
+    status: Arc<Status>,
     // Gives the device back when the last user of these ops is gone.
     ownership: Ownership,
 }
@@ -61,12 +61,12 @@ impl IommuDma {
         cookie: Arc<DmaCookie>,
         bounce: Option<Arc<Swiotlb>>,
         low_first: bool,
-        gone: Arc<AtomicBool>,
+        status: Arc<Status>,
         ownership: Ownership,
     ) -> Self {
         let platform = Arc::clone(domain.platform());
         let window = platform.window();
-        Self { domain, cookie, platform, window, bounce, low_first, gone, ownership }
+        Self { domain, cookie, platform, window, bounce, low_first, status, ownership }
     }
 
     #[inline]
@@ -76,7 +76,7 @@ impl IommuDma {
 
     #[inline]
     fn check_alive(&self) -> Result<(), DmaError> {
-        if self.gone.load(Ordering::Relaxed) { Err(DmaError::Gone) } else { Ok(()) }
+        check_usable(&self.status, &self.ownership)
     }
 
     /// Maps physical memory at new I/O addresses (Linux: `__iommu_dma_map`).
@@ -274,6 +274,9 @@ unsafe impl DmaMapOps for IommuDma {
     fn alloc(&self, parms: &DeviceParms, size: usize, attrs: Attrs) -> Result<CoherentMemory, DmaError> {
         trace::event("iommu_dma_alloc", 0, size as u64);
         self.check_alive()?;
+        if size == 0 {
+            return Err(DmaError::InvalidLength(size));
+        }
         let granule =
             usize::try_from(self.cookie().iovas.granule()).map_err(|_| DmaError::InvalidLength(size))?;
         let bytes = size.checked_next_multiple_of(granule).ok_or(DmaError::InvalidLength(size))?;

@@ -2,13 +2,16 @@
 
 use alloc::sync::Arc;
 
+use platform::sync::Mutex;
 use platform::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use platform::{
     DmaAddr, Flushed, IotlbGather, LeakCounter, MapError, PageSizes, PhysAddr, Platform, Prot, trace,
 };
 
 use crate::cookie::DmaCookie;
-use crate::ops::{DomainOps, DomainType, IommuOps, SyncError};
+use crate::fault::{Fault, FaultHandler};
+use crate::iopf::IopfQueue;
+use crate::ops::{DirtyError, DomainError, DomainOps, DomainType, IommuOps, SyncError};
 
 /// A domain (Linux: `struct iommu_domain`).
 #[derive(Debug)]
@@ -26,6 +29,14 @@ pub struct Domain {
     full_flushes: AtomicU64,
     /// What the DMA API keeps, in a domain of its own.
     cookie: Option<Arc<DmaCookie>>,
+    /// Who wants to hear of faults first, and who answers page requests: in a domain of somebody's own.
+    handlers: Mutex<Handlers>,
+}
+
+#[derive(Debug, Default)]
+struct Handlers {
+    fault: Option<Arc<dyn FaultHandler>>,
+    iopf: Option<Arc<IopfQueue>>,
 }
 
 impl Domain {
@@ -39,11 +50,13 @@ impl Domain {
         Self {
             cookie: cookie.map(Arc::new),
             lazy: AtomicBool::new(kind == DomainType::DmaFq),
-            page_sizes: ops.page_sizes(),
+            // Where an empty domain blocks it stays empty.
+            page_sizes: if kind.is_paging() { ops.page_sizes() } else { PageSizes::from_bits(0) },
             aperture: ops.aperture(),
             needs_sync_map: ops.needs_sync_map(),
             leaks: LeakCounter::new(),
             full_flushes: AtomicU64::new(0),
+            handlers: Mutex::default(),
             kind,
             ops,
             owner,
@@ -148,22 +161,13 @@ impl Domain {
         if !in_reach || phys.last_of(len).is_none() {
             return (0, Err(MapError::OutOfRange(iova)));
         }
-        let mut done = 0;
-        while done < len {
-            let (at, from) = (iova.wrapping_add(done), phys.wrapping_add(done));
-            let Some(run) = self.page_sizes.pick(at.get(), from.get(), len - done) else {
-                return (done, Err(MapError::NoPageSize(at)));
-            };
-            // SAFETY: the caller's promise, for a part of the range.
-            let (mapped, result) = unsafe { self.ops.map_pages(at, from, run.page_size, run.count, prot) };
-            done += mapped;
-            if let Err(error) = result {
-                return (done, Err(error));
-            }
-            if mapped == 0 {
-                // A driver that neither maps nor says why would be asked for ever.
-                return (done, Err(MapError::NoPageSize(at)));
-            }
+        // SAFETY: the caller's promise.
+        let (done, result) = unsafe { self.ops.map_range(iova, phys, len, prot) };
+        if result.is_err() {
+            return (done, result);
+        }
+        if self.needs_sync_map && self.ops.iotlb_sync_map(iova, len).is_err() {
+            return (done, Err(MapError::Gone));
         }
         (done, Ok(()))
     }
@@ -242,6 +246,82 @@ impl Domain {
         }
     }
 
+    /// Makes every access through the domain coherent from now on, whatever its devices ask for (Linux:
+    /// `enforce_cache_coherency`). Returns whether that is so.
+    pub fn enforce_cache_coherency(&self) -> bool {
+        self.kind.is_paging() && self.ops.enforce_cache_coherency()
+    }
+
+    /// Starts or stops noting which pages are written (Linux: `set_dirty_tracking`).
+    ///
+    /// # Errors
+    /// [`DirtyError`] with the reason.
+    pub fn set_dirty_tracking(&self, on: bool) -> Result<(), DirtyError> {
+        self.ops.set_dirty_tracking(on)
+    }
+
+    /// Tells `report` each run of pages of a range that was written, as first address and length in bytes, and with `clear`
+    /// forgets and invalidates it, so that the next write is noted again (Linux: `read_and_clear_dirty`).
+    ///
+    /// # Errors
+    /// [`DirtyError`] with the reason.
+    pub fn read_and_clear_dirty(
+        &self,
+        iova: DmaAddr,
+        len: u64,
+        clear: bool,
+        report: &mut dyn FnMut(DmaAddr, u64),
+    ) -> Result<(), DirtyError> {
+        let mut gather = self.gather();
+        let read = self.ops.read_and_clear_dirty(iova, len, clear, &mut |at, len| {
+            if clear {
+                gather.add_range(at, len);
+            }
+            report(at, len);
+        });
+        // What was cleared before an error must be invalidated as well.
+        let _flushed = self.sync(gather)?;
+        read
+    }
+
+    /// Who hears first of faults of devices in the domain (Linux: `iommu_set_fault_handler`).
+    ///
+    /// # Errors
+    /// [`DomainError::InUse`] when the domain is not its owner's alone, or has a handler.
+    #[doc(alias = "iommu_set_fault_handler")]
+    pub fn set_fault_handler(&self, handler: Arc<dyn FaultHandler>) -> Result<(), DomainError> {
+        let mut handlers = self.handlers.lock();
+        if self.kind != DomainType::Unmanaged || handlers.fault.is_some() {
+            return Err(DomainError::InUse);
+        }
+        handlers.fault = Some(handler);
+        Ok(())
+    }
+
+    /// Whether the domain's handler has dealt with a fault.
+    pub(crate) fn handles(&self, fault: &Fault) -> bool {
+        let handler = self.handlers.lock().fault.clone();
+        handler.is_some_and(|handler| handler.handle(fault))
+    }
+
+    /// Where page requests of devices in the domain go (Linux: `iopf_handler`).
+    ///
+    /// # Errors
+    /// [`DomainError::InUse`] when the domain is not its owner's alone, or has a queue.
+    #[doc(alias = "iopf_handler")]
+    pub fn set_iopf_queue(&self, queue: Arc<IopfQueue>) -> Result<(), DomainError> {
+        let mut handlers = self.handlers.lock();
+        if self.kind != DomainType::Unmanaged || handlers.iopf.is_some() {
+            return Err(DomainError::InUse);
+        }
+        handlers.iopf = Some(queue);
+        Ok(())
+    }
+
+    pub(crate) fn iopf_queue(&self) -> Option<Arc<IopfQueue>> {
+        self.handlers.lock().iopf.clone()
+    }
+
     pub(crate) fn cookie(&self) -> Option<&Arc<DmaCookie>> {
         self.cookie.as_ref()
     }
@@ -254,8 +334,8 @@ impl Domain {
 impl Drop for Domain {
     /// What waits in the flush queue goes back: no device is in the domain any more.
     fn drop(&mut self) {
-        if self.is_lazy()
-            && let Some(cookie) = self.cookie.clone()
+        if let Some(cookie) = self.cookie.clone()
+            && cookie.queue.waiting() != 0
         {
             cookie.queue.drain(self, &cookie.iovas);
         }

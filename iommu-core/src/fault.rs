@@ -1,11 +1,18 @@
 //! Faults as values, and their way to who wants to know.
 
-use alloc::collections::VecDeque;
+use alloc::collections::{BTreeMap, VecDeque};
+use alloc::sync::{Arc, Weak};
+use alloc::vec::Vec;
 use core::fmt;
 
+use dma_api::{DeviceFault, FaultQueue};
 use platform::DmaAddr;
 use platform::pci::PciAddress;
 use platform::sync::Mutex;
+
+use crate::domain::Domain;
+use crate::iopf::Partial;
+use crate::ops::IommuOps;
 
 bitflags::bitflags! {
     /// What an IOMMU says of a refused request.
@@ -78,6 +85,78 @@ impl fmt::Display for Fault {
     }
 }
 
+/// Who wants to hear of the faults of a domain first (Linux: `iommu_fault_handler_t`).
+pub trait FaultHandler: Send + Sync + fmt::Debug {
+    /// Takes a fault of a device in the domain, without a lock held. `true` when that was all that there is to do; else it
+    /// goes on to the program's log and to the device's driver.
+    fn handle(&self, fault: &Fault) -> bool;
+}
+
+/// Where a device's faults and page requests go. The group's lock is not needed to find it: an attach may hold that for long.
+#[derive(Debug)]
+pub(crate) struct FaultPort {
+    pub(crate) address: PciAddress,
+    pub(crate) ops: Arc<dyn IommuOps>,
+    /// The device's driver's.
+    pub(crate) queue: Arc<FaultQueue>,
+    /// The domains that the device is in, by PASID; 0 is for requests without one.
+    domains: Mutex<BTreeMap<u32, Weak<Domain>>>,
+    pub(crate) partial: Partial,
+}
+
+impl FaultPort {
+    pub(crate) fn new(address: PciAddress, ops: Arc<dyn IommuOps>) -> Self {
+        let (queue, domains, partial) = (Arc::new(FaultQueue::new()), Mutex::default(), Partial::default());
+        Self { address, ops, queue, domains, partial }
+    }
+
+    /// Says where the device is now.
+    pub(crate) fn set_domain(&self, pasid: u32, domain: Option<&Arc<Domain>>) {
+        let mut domains = self.domains.lock();
+        match domain {
+            Some(domain) => domains.insert(pasid, Arc::downgrade(domain)),
+            None => domains.remove(&pasid),
+        };
+    }
+
+    pub(crate) fn domain(&self, pasid: Option<u32>) -> Option<Arc<Domain>> {
+        self.domains.lock().get(&pasid.unwrap_or(0))?.upgrade()
+    }
+}
+
+/// Which devices a requester ID may stand for: a device's own, and those that others have as an alias.
+#[derive(Debug, Default)]
+pub(crate) struct FaultRoutes(Mutex<BTreeMap<PciAddress, Vec<Arc<FaultPort>>>>);
+
+impl FaultRoutes {
+    pub(crate) fn add(&self, requester: PciAddress, port: &Arc<FaultPort>) {
+        self.0.lock().entry(requester).or_default().push(Arc::clone(port));
+    }
+
+    /// Forgets a device under all its names.
+    pub(crate) fn remove(&self, device: PciAddress) {
+        self.0.lock().retain(|_, ports| {
+            ports.retain(|port| port.address != device);
+            !ports.is_empty()
+        });
+    }
+
+    pub(crate) fn of(&self, requester: PciAddress) -> Vec<Arc<FaultPort>> {
+        self.0.lock().get(&requester).cloned().unwrap_or_default()
+    }
+
+    pub(crate) fn all(&self) -> Vec<Arc<FaultPort>> {
+        self.0.lock().values().flatten().cloned().collect()
+    }
+}
+
+impl Fault {
+    /// What the device's driver hears of it.
+    pub(crate) fn for_driver(&self) -> DeviceFault {
+        DeviceFault { address: self.address, write: self.flags.contains(FaultFlags::WRITE) }
+    }
+}
+
 /// The program's faults: the newest that fit, and counts.
 #[derive(Debug, Default)]
 pub(crate) struct FaultLog {
@@ -93,6 +172,11 @@ struct Inner {
 
 impl FaultLog {
     const CAPACITY: usize = 1024;
+
+    /// Counts a fault that somebody has dealt with.
+    pub(crate) fn count(&self) {
+        self.inner.lock().total += 1;
+    }
 
     pub(crate) fn push(&self, fault: Fault) {
         let mut inner = self.inner.lock();

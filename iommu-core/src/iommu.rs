@@ -1,21 +1,22 @@
 //! The value that the stack hangs off: drivers, devices, groups, faults.
 
-use alloc::collections::BTreeMap;
+use alloc::collections::{BTreeMap, BTreeSet};
 use alloc::sync::Arc;
 use alloc::vec::Vec;
 
-use dma_api::{DeviceFault, FaultQueue};
 use platform::pci::{PciAddress, RequesterId};
 use platform::sync::Mutex;
-use platform::sync::atomic::{AtomicBool, Ordering};
-use platform::{Instant, Platform};
+use platform::sync::atomic::Ordering;
+use platform::{Instant, Platform, trace};
 use swiotlb::Swiotlb;
 
-use crate::default_domain::Settings;
-use crate::fault::{Fault, FaultFlags, FaultLog};
+use crate::cookie::DmaCookie;
+use crate::fault::{Fault, FaultLog, FaultRoutes};
 use crate::group::{Group, GroupError, Member};
-use crate::ops::{IommuOps, ProbeError};
-use crate::pci::{Topology, groups};
+use crate::iopf::{PageRequest, UnknownDevice};
+use crate::ops::{DeviceGroup, IommuOps, ProbeError};
+use crate::pci::{Reason, Topology, dma_aliases, groups};
+use crate::settings::Settings;
 
 /// All IOMMUs of a machine and what is behind them. There are no statics: a process may have many of these.
 #[derive(Debug)]
@@ -30,6 +31,7 @@ pub struct Iommu {
     /// One probe at a time: two would make two groups of one device.
     probing: Mutex<()>,
     faults: FaultLog,
+    routes: FaultRoutes,
 }
 
 /// Counters of all groups together.
@@ -64,6 +66,7 @@ impl Iommu {
             retired: Mutex::default(),
             probing: Mutex::default(),
             faults: FaultLog::default(),
+            routes: FaultRoutes::default(),
         }
     }
 
@@ -76,6 +79,16 @@ impl Iommu {
     #[doc(alias = "iommu_device_register")]
     pub fn register(&self, driver: Arc<dyn IommuOps>) {
         self.drivers.lock().push(driver);
+    }
+
+    /// Takes a driver away, and each device that it has with it: see [`Iommu::remove`] (Linux: `iommu_device_unregister`).
+    #[doc(alias = "iommu_device_unregister")]
+    pub fn unregister(&self, driver: &Arc<dyn IommuOps>) {
+        let _probing = self.probing.lock();
+        self.drivers.lock().retain(|other| !Arc::ptr_eq(other, driver));
+        for port in self.routes.all().iter().filter(|port| Arc::ptr_eq(&port.ops, driver)) {
+            self.remove(port.address);
+        }
     }
 
     /// Offers every function of a topology to the drivers, and makes groups of those that they claim: first all groups,
@@ -95,48 +108,76 @@ impl Iommu {
         let _probing = self.probing.lock();
         self.retire_abandoned();
         let old = self.groups();
-        let mut aliases: BTreeMap<PciAddress, Vec<RequesterId>> = BTreeMap::new();
+        let mut known = BTreeMap::new();
         for group in &old {
             let state = group.state.lock();
-            aliases.extend(state.members.iter().map(|member| (member.address, member.aliases.clone())));
+            known.extend(state.members.iter().map(|member| (member.address, member.clone())));
         }
         let mut members = BTreeMap::new();
-        for node in topology.iter().filter(|node| !aliases.contains_key(&node.address)) {
+        for node in topology.iter().filter(|node| !known.contains_key(&node.address)) {
             if let Some(member) = self.claim(node.address, untrusted(node.address)) {
                 members.insert(node.address, member);
             }
         }
-        aliases.extend(members.values().map(|member| (member.address, member.aliases.clone())));
-        let mut new = Vec::new();
+        known.extend(members.clone());
+        let aliases: BTreeMap<PciAddress, Vec<RequesterId>> =
+            known.iter().map(|(&address, member)| (address, member.aliases.clone())).collect();
+        for member in members.values() {
+            let dev = member.address;
+            trace::event("add_device_to_group", u64::from(dev.id.get()), 0);
+            let aliases = member.aliases.iter().copied().chain(dma_aliases(topology, dev));
+            let names: BTreeSet<_> = aliases.chain([dev.id]).collect();
+            for id in names {
+                self.routes.add(PciAddress { id, ..dev }, &member.port);
+            }
+        }
+        // Groups without a default domain get another try.
+        let mut unready: Vec<_> =
+            old.iter().filter(|group| group.default_domain().is_none()).cloned().collect();
+        let mut added: Vec<Member> = Vec::new();
         let mut result = Ok(());
-        for (addresses, reasons) in groups(topology, &aliases) {
-            let has_any = |group: &&Arc<Group>| group.devices().iter().any(|it| addresses.contains(it));
+        for ties in by_driver(groups(topology, &aliases), &known) {
+            let has_any = |group: &&Arc<Group>| group.devices().iter().any(|it| ties.contains_key(it));
             if let Some(group) = old.iter().find(has_any) {
-                // The first address has no reason.
-                let reasons = core::iter::once(None).chain(reasons.into_iter().map(Some));
-                for (address, reason) in addresses.iter().zip(reasons) {
-                    if let Some(member) = members.remove(address) {
-                        result = result.and(group.join(member, reason));
+                for (address, reason) in ties {
+                    if let Some(member) = members.remove(&address) {
+                        let joined = group.join(member.clone(), reason);
+                        match joined {
+                            Ok(()) => added.push(member),
+                            Err(_) => self.routes.remove(address),
+                        }
+                        result = result.and(joined);
                     }
                 }
                 continue;
             }
-            let group: Vec<Member> = addresses.iter().filter_map(|address| members.remove(address)).collect();
+            let group: Vec<Member> = ties.keys().filter_map(|address| members.remove(address)).collect();
             if group.is_empty() {
                 continue;
             }
-            let mut all = self.groups.lock();
-            let id = all.last().map_or(0, |last| last.id().wrapping_add(1));
-            let (platform, bounce) = (Arc::clone(&self.platform), self.bounce.clone());
-            let group = Arc::new(Group::new(id, platform, self.settings, bounce, group, reasons));
-            all.push(Arc::clone(&group));
-            new.push(group);
+            added.extend(group.iter().cloned());
+            let reasons = ties.into_iter().filter_map(|(of, why)| Some((of, why?))).collect();
+            unready.push(self.add_group(group, reasons));
         }
-        for group in new {
-            let set_up = group.setup_default_domain(&mut group.state.lock(), None);
-            result = result.and(set_up);
+        for group in unready {
+            let mut state = group.state.lock();
+            if state.default_domain.is_none() && !state.members.is_empty() {
+                let set_up = group.setup_default_domain(&mut state, None);
+                result = result.and(set_up);
+            }
         }
+        added.iter().for_each(|member| member.ops.probe_finalize(member.address));
         result
+    }
+
+    /// Makes a group with the lowest number that is free (Linux: `iommu_group_alloc`).
+    fn add_group(&self, members: Vec<Member>, reasons: Vec<(PciAddress, Reason)>) -> Arc<Group> {
+        let mut all = self.groups.lock();
+        let at = all.iter().zip(0..).position(|(group, id)| group.id() != id).unwrap_or(all.len());
+        let (platform, bounce) = (Arc::clone(&self.platform), self.bounce.clone());
+        let group = Arc::new(Group::new(at as u32, platform, self.settings, bounce, members, reasons));
+        all.insert(at, Arc::clone(&group));
+        group
     }
 
     /// Lets groups without devices go, and with each its domain.
@@ -150,15 +191,7 @@ impl Iommu {
     fn claim(&self, address: PciAddress, untrusted: bool) -> Option<Member> {
         let drivers = self.drivers.lock().clone();
         drivers.into_iter().find_map(|ops| match ops.probe_device(address) {
-            Ok(probed) => Some(Member {
-                address,
-                untrusted,
-                aliases: probed.aliases,
-                regions: ops.resv_regions(address),
-                faults: Arc::new(FaultQueue::new()),
-                gone: Arc::new(AtomicBool::new(false)),
-                ops,
-            }),
+            Ok(probed) => Some(Member::new(address, untrusted, ops, probed)),
             // A device that its IOMMU cannot take stays blocked.
             Err(ProbeError::NotMine | ProbeError::Failed) => None,
         })
@@ -177,28 +210,49 @@ impl Iommu {
 
     /// Takes a device away: whatever its driver still asks for it is answered with `Gone`, and it reaches nothing any more.
     pub fn remove(&self, address: PciAddress) {
+        trace::event("remove_device_from_group", u64::from(address.id.get()), 0);
         if let Some(group) = self.group_of(address) {
-            let mut state = group.state.lock();
-            if let Some(at) = state.members.iter().position(|member| member.address == address) {
-                let member = state.members.remove(at);
-                member.gone.store(true, Ordering::Relaxed);
-                member.ops.release_device(address);
-            }
+            group.remove(address);
         }
+        self.routes.remove(address);
     }
 
-    /// Takes a fault from a driver: it goes to the program's log, and to the device's driver if there is one (Linux:
-    /// `report_iommu_fault`).
+    /// Takes a fault from a driver: unless the handler of the device's domain deals with it, it goes to the program's log and
+    /// to the device's driver, if there is one (Linux: `report_iommu_fault`). A fault under a name that several devices
+    /// share goes to the driver of each: they cannot be told apart. It waits for nobody who attaches.
     #[doc(alias = "report_iommu_fault")]
     pub fn report_fault(&self, fault: Fault) {
-        self.faults.push(fault);
-        if let Some(group) = self.group_of(fault.requester) {
-            let state = group.state.lock();
-            if let Some(member) = state.members.iter().find(|member| member.address == fault.requester) {
-                let write = fault.flags.contains(FaultFlags::WRITE);
-                member.faults.push(DeviceFault { address: fault.address, write });
-            }
+        trace::event("io_page_fault", fault.address.get(), 0);
+        let ports = self.routes.of(fault.requester);
+        // Devices that share a name share a group, and so a domain.
+        let domain = ports.first().and_then(|port| port.domain(fault.pasid));
+        if domain.is_some_and(|domain| domain.handles(&fault)) {
+            self.faults.count();
+            return;
         }
+        self.faults.push(fault);
+        ports.iter().for_each(|port| port.queue.push(fault.for_driver()));
+    }
+
+    /// Takes a device's request for a page from a driver (Linux: `iommu_report_device_fault`). When the device has said all
+    /// of a group, that goes to the queue of the domain that it is for; where nobody brings pages it is answered with
+    /// [`crate::ResponseCode::Invalid`] at once.
+    ///
+    /// # Errors
+    /// [`UnknownDevice`]: the driver answers by itself.
+    #[doc(alias = "iommu_report_device_fault")]
+    pub fn report_page_request(&self, request: PageRequest) -> Result<(), UnknownDevice> {
+        let ports = self.routes.of(request.device);
+        let port = ports.iter().find(|port| port.address == request.device);
+        port.ok_or(UnknownDevice(request.device))?.page_request(request);
+        Ok(())
+    }
+
+    /// Forgets page requests of which the last has not come: a driver whose log of requests has overflowed has lost it, and
+    /// devices ask again (Linux: `iopf_queue_discard_partial`).
+    #[doc(alias = "iopf_queue_discard_partial")]
+    pub fn discard_partial_page_requests(&self) {
+        self.routes.all().iter().for_each(|port| port.partial.discard());
     }
 
     /// The faults reported since the last call, oldest first.
@@ -237,13 +291,63 @@ impl Statistics {
         let untranslated = group.untranslated.statistics();
         self.maps += untranslated.maps + untranslated.allocations;
         self.unmaps += untranslated.unmaps + untranslated.frees;
-        if let Some(cookie) = group.default_domain().as_ref().and_then(|domain| domain.cookie()) {
-            let counts = cookie.iovas.counts();
-            self.maps += counts.taken;
-            self.unmaps += counts.given_back + cookie.queue.waiting();
-            self.magazine_hits += counts.hits;
-            self.bounces += cookie.bounces.load(Ordering::Relaxed);
-            self.quarantined += cookie.quarantined();
+        let state = group.state.lock();
+        self.maps += state.past.maps;
+        self.unmaps += state.past.unmaps;
+        self.magazine_hits += state.past.magazine_hits;
+        self.bounces += state.past.bounces;
+        self.quarantined += state.past.quarantined;
+        if let Some(cookie) = state.default_domain.as_ref().and_then(|domain| domain.cookie()) {
+            self.add_cookie(cookie);
         }
     }
+
+    /// Adds what a domain has counted.
+    pub(crate) fn add_cookie(&mut self, cookie: &DmaCookie) {
+        let counts = cookie.iovas.counts();
+        self.maps += counts.taken;
+        self.unmaps += counts.given_back + cookie.queue.waiting();
+        self.magazine_hits += counts.hits;
+        self.bounces += cookie.bounces.load(Ordering::Relaxed);
+        self.quarantined += cookie.quarantined();
+    }
+}
+
+/// What ties a device to others of its group, by device.
+type Ties = BTreeMap<PciAddress, Option<Reason>>;
+
+/// Groups as their drivers want them: most by what the PCI tree keeps apart; but some devices each for itself, and all of
+/// some drivers together (Linux: what `device_group` answers).
+fn by_driver(pci: Vec<(Vec<PciAddress>, Vec<Reason>)>, members: &BTreeMap<PciAddress, Member>) -> Vec<Ties> {
+    let mut all = Vec::new();
+    let mut single: Vec<(Arc<dyn IommuOps>, Ties)> = Vec::new();
+    for (addresses, reasons) in pci {
+        let mut ties = Ties::new();
+        // The first address has no reason.
+        for (address, reason) in
+            addresses.into_iter().zip(core::iter::once(None).chain(reasons.into_iter().map(Some)))
+        {
+            let Some(member) = members.get(&address) else {
+                ties.insert(address, reason);
+                continue;
+            };
+            match member.grouping {
+                DeviceGroup::Pci => {
+                    ties.insert(address, reason);
+                }
+                DeviceGroup::Generic => all.push(Ties::from([(address, None)])),
+                DeviceGroup::Single => match single.iter_mut().find(|(ops, _)| Arc::ptr_eq(ops, &member.ops))
+                {
+                    Some((_, ties)) => {
+                        let other = ties.keys().next().copied().unwrap_or(address);
+                        ties.insert(address, Some(Reason::OneTranslation { of: address, other }));
+                    }
+                    None => single.push((Arc::clone(&member.ops), Ties::from([(address, None)]))),
+                },
+            }
+        }
+        all.push(ties);
+    }
+    all.extend(single.into_iter().map(|(_, ties)| ties));
+    all
 }

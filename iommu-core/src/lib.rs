@@ -4,24 +4,28 @@
 extern crate alloc;
 
 mod cookie;
-mod default_domain;
 mod dma;
 mod domain;
 mod fault;
 mod flush_queue;
 mod group;
 mod iommu;
+mod iopf;
 pub mod iova;
 mod ops;
 pub mod pci;
+mod resv;
 mod scatter;
+mod settings;
 
-pub use default_domain::Settings;
 pub use domain::Domain;
-pub use fault::{Fault, FaultFlags, FaultKind};
-pub use group::{Group, GroupError, Owner};
+pub use fault::{Fault, FaultFlags, FaultHandler, FaultKind};
+pub use group::{Group, GroupError, Owner, ResetFence};
 pub use iommu::{Iommu, Statistics};
+pub use iopf::{IopfGroup, IopfQueue, PageRequest, PageResponse, ResponseCode, UnknownDevice};
 pub use ops::{
-    AttachError, Capability, DomainError, DomainOps, DomainType, IommuOps, ProbeError, Probed, ResvRegion,
-    ResvType, SyncError,
+    AttachError, Capability, DeviceGroup, DirtyError, DomainError, DomainOps, DomainType, HwInfo, IommuOps,
+    PagingFlags, ProbeError, Probed, SyncError,
 };
+pub use resv::{ResvRegion, ResvType};
+pub use settings::{ParameterError, Settings, Trust};

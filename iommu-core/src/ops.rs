@@ -7,6 +7,9 @@ use core::fmt;
 use platform::pci::{PciAddress, RequesterId};
 use platform::{DmaAddr, IotlbGather, MapError, PageSizes, PhysAddr, Prot};
 
+use crate::iopf::PageResponse;
+use crate::resv::ResvRegion;
+
 /// The type of a domain (Linux: `IOMMU_DOMAIN_*`).
 #[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
 #[non_exhaustive]
@@ -21,6 +24,10 @@ pub enum DomainType {
     Dma,
     /// Mapped by the DMA API, lazily: invalidations are collected in a flush queue (`IOMMU_DOMAIN_DMA_FQ`).
     DmaFq,
+    /// The address space of a process, for requests with its PASID (`IOMMU_DOMAIN_SVA`). Nobody makes these yet.
+    Sva,
+    /// Mapped by a guest, over a domain of its host (`IOMMU_DOMAIN_NESTED`). Nobody makes these yet.
+    Nested,
 }
 
 impl DomainType {
@@ -44,6 +51,7 @@ impl fmt::Display for DomainType {
             Self::Unmanaged => "unmanaged",
             Self::Dma => "DMA",
             Self::DmaFq => "DMA-FQ",
+            Self::Sva | Self::Nested => "unknown",
         })
     }
 }
@@ -54,8 +62,54 @@ impl fmt::Display for DomainType {
 pub enum Capability {
     /// Device accesses can be made coherent (`IOMMU_CAP_CACHE_COHERENCY`).
     CacheCoherency,
+    /// Mappings can forbid execution (`IOMMU_CAP_NOEXEC`).
+    NoExec,
+    /// Firmware kept devices out of memory before the operating system started (`IOMMU_CAP_PRE_BOOT_PROTECTION`).
+    PreBootProtection,
+    /// A domain can make all accesses coherent, whatever the device asks for (`IOMMU_CAP_ENFORCE_CACHE_COHERENCY`): see
+    /// [`DomainOps::enforce_cache_coherency`].
+    EnforceCacheCoherency,
     /// Invalidations can be collected and done later (`IOMMU_CAP_DEFERRED_FLUSH`).
     DeferredFlush,
+    /// A domain can say which pages were written (`IOMMU_CAP_DIRTY_TRACKING`): see [`DomainOps::set_dirty_tracking`].
+    DirtyTracking,
+    /// The device may keep translations itself (`IOMMU_CAP_PCI_ATS_SUPPORTED`): it is fenced while it is reset.
+    PciAtsSupported,
+}
+
+/// What an IOMMU's maker lets user space know about it (Linux: `IOMMU_GET_HW_INFO`).
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct HwInfo {
+    /// Whose words `data` is in (Linux: `enum iommu_hw_info_type`).
+    pub kind: u32,
+    /// The maker's words.
+    pub data: Vec<u8>,
+}
+
+bitflags::bitflags! {
+    /// What a paging domain must be able to do (Linux: `enum iommufd_hwpt_alloc_flags`).
+    #[derive(Clone, Copy, PartialEq, Eq, Hash, Debug, Default)]
+    pub struct PagingFlags: u32 {
+        /// Nested domains can be put over it (`IOMMU_HWPT_ALLOC_NEST_PARENT`).
+        const NEST_PARENT = 1 << 0;
+        /// It can say which pages were written (`IOMMU_HWPT_ALLOC_DIRTY_TRACKING`).
+        const DIRTY_TRACKING = 1 << 1;
+        /// Devices attached to it can use PASIDs beside it (`IOMMU_HWPT_ALLOC_PASID`).
+        const PASID = 1 << 3;
+    }
+}
+
+/// How a driver groups its devices (Linux: what `device_group` calls).
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+#[non_exhaustive]
+pub enum DeviceGroup {
+    /// By what the PCI tree keeps apart (`pci_device_group`).
+    #[default]
+    Pci,
+    /// Each for itself, since the IOMMU tells them apart whatever the tree looks like (`generic_device_group`).
+    Generic,
+    /// All devices of the driver together, since it has one translation for all (`generic_single_device_group`).
+    Single,
 }
 
 /// What a driver knows of a device that it claims.
@@ -63,6 +117,8 @@ pub enum Capability {
 pub struct Probed {
     /// Other requester IDs that the device may use on its way up: firmware's aliases.
     pub aliases: Vec<RequesterId>,
+    /// How many PASIDs the device and its IOMMU can tell apart, 0 for none (Linux: `max_pasids`). PASID 0 is among them.
+    pub max_pasids: u32,
 }
 
 /// Why a driver does not take a device.
@@ -87,6 +143,9 @@ pub enum DomainError {
     /// Out of memory or of domain identifiers (Linux: `-ENOMEM`, `-ENOSPC`).
     #[error("out of memory or domain identifiers")]
     Exhausted,
+    /// The domain is the DMA API's, or has a handler of this kind (Linux: another `cookie_type`).
+    #[error("the domain is the DMA API's, or has a handler already")]
+    InUse,
 }
 
 /// Why a device could not be attached to a domain.
@@ -108,6 +167,9 @@ pub enum AttachError {
     /// Firmware needs memory of the device that this domain would block (Linux: `-EINVAL` and a message).
     #[error("firmware requires direct mappings for the device, so it cannot be blocked")]
     RequiresDirect,
+    /// The domain, the device or its IOMMU knows no PASIDs (Linux: `-EOPNOTSUPP`).
+    #[error("the domain, the device or its IOMMU knows no PASIDs")]
+    Unsupported,
 }
 
 /// An invalidation did not finish.
@@ -115,38 +177,33 @@ pub enum AttachError {
 #[error("the IOMMU did not finish an invalidation")]
 pub struct SyncError;
 
-/// What a reserved region is for (Linux: `enum iommu_resv_type`).
-#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]
+/// Why a domain does not say what was written.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, thiserror::Error)]
 #[non_exhaustive]
-pub enum ResvType {
-    /// Must be mapped to itself always (`IOMMU_RESV_DIRECT`).
-    Direct,
-    /// Must be mapped to itself until a driver takes over (`IOMMU_RESV_DIRECT_RELAXABLE`).
-    DirectRelaxable,
-    /// Must never be mapped (`IOMMU_RESV_RESERVED`).
-    Reserved,
-    /// Message interrupts, which hardware does not translate (`IOMMU_RESV_MSI`).
-    Msi,
-}
-
-/// A range of I/O addresses that is not for everybody (Linux: `struct iommu_resv_region`).
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub struct ResvRegion {
-    /// First address.
-    pub start: DmaAddr,
-    /// Length in bytes.
-    pub len: u64,
-    /// What it is for.
-    pub kind: ResvType,
-    /// Permissions of a direct mapping.
-    pub prot: Prot,
+pub enum DirtyError {
+    /// The domain cannot (Linux: `-EOPNOTSUPP`): it was made without [`PagingFlags::DIRTY_TRACKING`].
+    #[error("the domain cannot track what is written")]
+    Unsupported,
+    /// Tracking is off (Linux: `-EINVAL`).
+    #[error("dirty tracking is off")]
+    Off,
+    /// The IOMMU did not answer.
+    #[error("{0}")]
+    Sync(#[from] SyncError),
 }
 
 /// An IOMMU driver (Linux: `struct iommu_ops`). Drivers keep their own state per device, keyed by its address.
 ///
+/// Five members are required. The others have Linux's defaults, so a driver writes only what its hardware has.
+///
 /// # Safety
-/// The DMA API rests on the domains that this returns: see [`DomainOps`]. A device in the blocked domain reaches no
-/// memory at all.
+/// The DMA API rests on what this returns:
+/// - its domains keep the promises of [`DomainOps`];
+/// - a device in the blocked domain reaches no memory at all, and neither does one that was probed and not attached, or
+///   released;
+/// - [`DomainType::Identity`] of `def_domain_type` vouches for a device that hardware does not confine;
+/// - [`DeviceGroup::Generic`] vouches for hardware that keeps the device apart from all others;
+/// - a device whose attach is deferred reaches no memory that this system uses.
 #[doc(alias = "iommu_ops")]
 pub unsafe trait IommuOps: Send + Sync + fmt::Debug {
     /// A name for messages.
@@ -155,14 +212,32 @@ pub unsafe trait IommuOps: Send + Sync + fmt::Debug {
     /// Whether the IOMMU of `dev` can do something (Linux: `capable`).
     fn capable(&self, dev: PciAddress, capability: Capability) -> bool;
 
+    /// What user space may know of the IOMMU of `dev` (Linux: `hw_info`).
+    fn hw_info(&self, dev: PciAddress) -> Option<HwInfo> {
+        let _ = dev;
+        None
+    }
+
     /// Claims a device (Linux: `probe_device`).
     ///
     /// # Errors
     /// [`ProbeError::NotMine`] when another driver may ask.
     fn probe_device(&self, dev: PciAddress) -> Result<Probed, ProbeError>;
 
-    /// Forgets a device, which then reaches nothing (Linux: `release_device`).
+    /// Does what is left once the device is in its group's domain (Linux: `probe_finalize`).
+    fn probe_finalize(&self, dev: PciAddress) {
+        let _ = dev;
+    }
+
+    /// Forgets a device, its PASIDs included; it then reaches nothing (Linux: `release_device`). Hardware is not touched for
+    /// a device that was never attached.
     fn release_device(&self, dev: PciAddress);
+
+    /// How the device is grouped (Linux: `device_group`).
+    fn device_group(&self, dev: PciAddress) -> DeviceGroup {
+        let _ = dev;
+        DeviceGroup::Pci
+    }
 
     /// Makes an empty domain with a page table, for `dev` and devices like it (Linux: `domain_alloc_paging`).
     ///
@@ -170,13 +245,37 @@ pub unsafe trait IommuOps: Send + Sync + fmt::Debug {
     /// [`DomainError`] with the reason.
     fn domain_alloc_paging(&self, dev: PciAddress) -> Result<Arc<dyn DomainOps>, DomainError>;
 
+    /// As [`IommuOps::domain_alloc_paging`], for a domain that can do what `flags` say (Linux:
+    /// `domain_alloc_paging_flags`). By default there are only domains without flags.
+    ///
+    /// # Errors
+    /// [`DomainError::Unsupported`] for what the hardware does not have; [`DomainError`] with the reason.
+    fn domain_alloc_paging_flags(
+        &self,
+        dev: PciAddress,
+        flags: PagingFlags,
+    ) -> Result<Arc<dyn DomainOps>, DomainError> {
+        if flags.is_empty() { self.domain_alloc_paging(dev) } else { Err(DomainError::Unsupported) }
+    }
+
     /// The domain in which everything passes, if the hardware has one (Linux: `identity_domain`).
-    fn identity_domain(&self) -> Option<Arc<dyn DomainOps>>;
+    fn identity_domain(&self) -> Option<Arc<dyn DomainOps>> {
+        None
+    }
 
-    /// The domain in which nothing passes (Linux: `blocked_domain`).
-    fn blocked_domain(&self) -> Arc<dyn DomainOps>;
+    /// The domain in which nothing passes, if the hardware has one (Linux: `blocked_domain`). Without it an empty paging
+    /// domain blocks, and there are no PASIDs: this domain's [`DomainOps::set_dev_pasid`] takes them off.
+    fn blocked_domain(&self) -> Option<Arc<dyn DomainOps>> {
+        None
+    }
 
-    /// The type of default domain that the driver insists on for a device (Linux: `def_domain_type`).
+    /// The domain in which a device is left when it goes, before [`IommuOps::release_device`] (Linux: `release_domain`).
+    fn release_domain(&self) -> Option<Arc<dyn DomainOps>> {
+        None
+    }
+
+    /// The type of default domain that the driver insists on for a device (Linux: `def_domain_type`):
+    /// [`DomainType::Identity`], [`DomainType::Dma`], or no opinion.
     fn def_domain_type(&self, dev: PciAddress) -> Option<DomainType> {
         let _ = dev;
         None
@@ -187,11 +286,25 @@ pub unsafe trait IommuOps: Send + Sync + fmt::Debug {
         let _ = dev;
         Vec::new()
     }
+
+    /// Whether the device still runs on tables of the system before this one, which are left alone until its driver maps
+    /// something (Linux: `is_attach_deferred`, for kdump). Asked once, when it is probed.
+    fn is_attach_deferred(&self, dev: PciAddress) -> bool {
+        let _ = dev;
+        false
+    }
+
+    /// Sends the answer to a device's page requests (Linux: `page_response`). Called for requests that this driver reported,
+    /// so a driver that reports none needs none.
+    fn page_response(&self, dev: PciAddress, response: PageResponse) {
+        let _ = (dev, response);
+    }
 }
 
 /// One domain of an IOMMU driver (Linux: `struct iommu_domain_ops`): a translation that devices can be attached to.
 ///
-/// Only the first member is ever called on a blocked or identity domain; the others then return what the defaults do.
+/// Only the attaching members are ever called on a blocked or identity domain; the others then return what the defaults
+/// do.
 ///
 /// # Safety
 /// Safe types rely on it:
@@ -205,7 +318,35 @@ pub unsafe trait DomainOps: Send + Sync + fmt::Debug {
     ///
     /// # Errors
     /// [`AttachError`] with the reason.
-    fn attach_dev(&self, dev: PciAddress, old: Option<&dyn DomainOps>) -> Result<(), AttachError>;
+    ///
+    /// # Safety
+    /// Nobody else moves the device meanwhile, and nobody has it in a domain that he relies on: it is the core that calls,
+    /// with the lock of the device's group. What the device reaches here it may reach; for an identity domain somebody has
+    /// said that he trusts it. The domain lives until the device has been taken off it.
+    unsafe fn attach_dev(&self, dev: PciAddress, old: Option<&dyn DomainOps>) -> Result<(), AttachError>;
+
+    /// Whether [`DomainOps::set_dev_pasid`] is there.
+    fn has_set_dev_pasid(&self) -> bool {
+        false
+    }
+
+    /// Attaches a PASID of a device, taking it from `old`; on the blocked domain, takes the PASID off (Linux:
+    /// `set_dev_pasid`). On failure it stays where it was.
+    ///
+    /// # Errors
+    /// [`AttachError`] with the reason.
+    ///
+    /// # Safety
+    /// As [`DomainOps::attach_dev`], for requests of the device that carry `pasid`.
+    unsafe fn set_dev_pasid(
+        &self,
+        dev: PciAddress,
+        pasid: u32,
+        old: Option<&dyn DomainOps>,
+    ) -> Result<(), AttachError> {
+        let _ = (dev, pasid, old);
+        Err(AttachError::Unsupported)
+    }
 
     /// Maps `count` pages of `page_size` bytes (Linux: `map_pages`). Returns the bytes that were mapped beside the error;
     /// the caller undoes them.
@@ -222,6 +363,40 @@ pub unsafe trait DomainOps: Send + Sync + fmt::Debug {
     ) -> (u64, Result<(), MapError>) {
         let _ = (phys, page_size, count, prot);
         (0, Err(MapError::OutOfRange(iova)))
+    }
+
+    /// Maps a range, in the largest pages that fit (Linux: `map_range`). Returns the bytes that were mapped beside the error;
+    /// the caller undoes them. A table that can do better than a call per run of pages of one size has its own.
+    ///
+    /// # Safety
+    /// As [`DomainOps::map_pages`].
+    #[inline]
+    unsafe fn map_range(
+        &self,
+        iova: DmaAddr,
+        phys: PhysAddr,
+        len: u64,
+        prot: Prot,
+    ) -> (u64, Result<(), MapError>) {
+        let page_sizes = self.page_sizes();
+        let mut done = 0;
+        while done < len {
+            let (at, from) = (iova.wrapping_add(done), phys.wrapping_add(done));
+            let Some(run) = page_sizes.pick(at.get(), from.get(), len - done) else {
+                return (done, Err(MapError::NoPageSize(at)));
+            };
+            // SAFETY: the caller's promise, for a part of the range.
+            let (mapped, result) = unsafe { self.map_pages(at, from, run.page_size, run.count, prot) };
+            done += mapped;
+            if let Err(error) = result {
+                return (done, Err(error));
+            }
+            if mapped == 0 {
+                // A driver that neither maps nor says why would be asked for ever.
+                return (done, Err(MapError::NoPageSize(at)));
+            }
+        }
+        (done, Ok(()))
     }
 
     /// Unmaps a range and collects what must be invalidated (Linux: `unmap_pages`). Returns the bytes unmapped: fewer than
@@ -269,6 +444,37 @@ pub unsafe trait DomainOps: Send + Sync + fmt::Debug {
     fn iova_to_phys(&self, iova: DmaAddr) -> Option<PhysAddr> {
         let _ = iova;
         None
+    }
+
+    /// Makes every access from now on coherent, whatever the device asks for (Linux: `enforce_cache_coherency`). Returns
+    /// whether that is so.
+    fn enforce_cache_coherency(&self) -> bool {
+        false
+    }
+
+    /// Starts or stops noting which pages are written (Linux: `set_dirty_tracking`).
+    ///
+    /// # Errors
+    /// [`DirtyError`] with the reason.
+    fn set_dirty_tracking(&self, on: bool) -> Result<(), DirtyError> {
+        let _ = on;
+        Err(DirtyError::Unsupported)
+    }
+
+    /// Tells `report` each run of pages of a range that was written, as first address and length in bytes, and forgets that
+    /// if `clear` (Linux: `read_and_clear_dirty`). The caller invalidates before he relies on what he was told.
+    ///
+    /// # Errors
+    /// [`DirtyError`] with the reason.
+    fn read_and_clear_dirty(
+        &self,
+        iova: DmaAddr,
+        len: u64,
+        clear: bool,
+        report: &mut dyn FnMut(DmaAddr, u64),
+    ) -> Result<(), DirtyError> {
+        let _ = (iova, len, clear, report);
+        Err(DirtyError::Unsupported)
     }
 
     /// The page sizes of the table (Linux: `pgsize_bitmap`).

@@ -5,7 +5,9 @@ mod common;
 use common::{
     Bench, Did, NIC, PAGE, Setup, Toy, endpoint, map_page, multifunction, region, topology, unmap_page,
 };
-use iommu_core::{AttachError, DomainError, DomainType, GroupError, Owner, ResvType, Settings};
+use iommu_core::{
+    AttachError, DomainError, DomainType, Group, GroupError, Owner, PagingFlags, ResvType, Settings, Trust,
+};
 use platform::pci::PciAddress;
 use platform::{DmaAddr, Prot};
 
@@ -20,6 +22,8 @@ fn setup() -> Setup {
 }
 
 fn settings(passthrough: bool, lazy: bool) -> Settings {
+    // SAFETY: devices of the toy IOMMU touch memory only when a test says so.
+    let passthrough = passthrough.then(|| unsafe { Trust::new() });
     Settings { passthrough, lazy, ..Settings::default() }
 }
 
@@ -90,7 +94,7 @@ fn an_untrusted_device_is_translated_strictly_whatever_the_settings() {
         let bench = setup.bench();
         assert_eq!(bench.group(ONE).domain_type(), Some(DomainType::Dma));
         for wanted in [DomainType::Identity, DomainType::DmaFq] {
-            assert_eq!(bench.group(ONE).set_type(wanted), Err(GroupError::TypeNotAllowed(wanted)));
+            assert_eq!(set_type_trusted(&bench.group(ONE), wanted), Err(GroupError::TypeNotAllowed(wanted)));
         }
     }
 }
@@ -174,13 +178,16 @@ fn a_claimed_group_is_blocked_until_its_owner_attaches_and_again_after() {
     assert_eq!(group.claim_dma_owner(Owner(7)), Err(GroupError::Owned), "a claim is for the whole group");
     assert_eq!(group.set_type(DomainType::Identity), Err(GroupError::Owned));
 
-    let mine = group.alloc_unmanaged().unwrap();
+    let mine = group.alloc_unmanaged(PagingFlags::empty()).unwrap();
     group.attach(&mine).unwrap();
     // SAFETY: the toy's devices touch nothing by themselves.
     unsafe { mine.map(DmaAddr::new(0), 0x7000.into(), PAGE, Prot::READ) }.1.unwrap();
     assert_eq!(bench.toy.reach(TWO, DmaAddr::new(0), false), Some(0x7000));
     assert_eq!(group.attach(&mine), Err(AttachError::Busy.into()), "something is attached");
-    assert_eq!(group.attach(&group.alloc_unmanaged().unwrap()), Err(AttachError::Busy.into()));
+    assert_eq!(
+        group.attach(&group.alloc_unmanaged(PagingFlags::empty()).unwrap()),
+        Err(AttachError::Busy.into())
+    );
     group.detach().unwrap();
     assert_eq!(bench.toy.domain_of(ONE), Some(Toy::BLOCKED));
 
@@ -196,7 +203,7 @@ fn nothing_is_attached_over_a_bound_driver() {
     let bench = setup().bench();
     let group = bench.group(ONE);
     let device = bench.bind(ONE);
-    let other = group.alloc_unmanaged().unwrap();
+    let other = group.alloc_unmanaged(PagingFlags::empty()).unwrap();
     assert_eq!(group.attach(&other), Err(GroupError::Owned));
     drop(device);
     group.attach(&other).unwrap();
@@ -212,7 +219,7 @@ fn when_the_second_device_does_not_attach_the_first_goes_back() {
     let group = bench.group(ONE);
     let default = bench.toy.domain_of(ONE);
     group.claim_dma_owner(Owner(1)).unwrap();
-    let mine = group.alloc_unmanaged().unwrap();
+    let mine = group.alloc_unmanaged(PagingFlags::empty()).unwrap();
     bench.toy.refuse(TWO, AttachError::Exhausted, false);
     assert_eq!(group.attach(&mine), Err(AttachError::Exhausted.into()));
     assert_eq!((bench.toy.domain_of(ONE), bench.toy.domain_of(TWO)), (Some(1), Some(1)));
@@ -244,8 +251,14 @@ fn domains_of_another_driver_are_incompatible() {
     let (ours, theirs) = (setup().bench(), setup().bench());
     let group = ours.group(ONE);
     group.claim_dma_owner(Owner(1)).unwrap();
-    let foreign = theirs.group(ONE).alloc_unmanaged().unwrap();
+    let foreign = theirs.group(ONE).alloc_unmanaged(PagingFlags::empty()).unwrap();
     assert_eq!(group.attach(&foreign), Err(AttachError::Incompatible.into()));
+}
+
+/// Changes a type for a group of devices that the test trusts.
+fn set_type_trusted(group: &Group, wanted: DomainType) -> Result<(), GroupError> {
+    // SAFETY: devices of the toy IOMMU touch memory only when a test says so.
+    unsafe { group.set_type_trusted(wanted) }
 }
 
 #[test]
@@ -254,26 +267,24 @@ fn the_type_changes_while_nobody_is_bound() {
     let group = bench.group(ONE);
     let device = bench.bind(ONE);
     assert_eq!(group.set_type(DomainType::Dma), Ok(()), "it is that already");
-    for wanted in [DomainType::Identity, DomainType::DmaFq] {
-        assert_eq!(group.set_type(wanted), Err(GroupError::Owned));
-    }
+    assert_eq!(set_type_trusted(&group, DomainType::Identity), Err(GroupError::Owned));
+    assert_eq!(group.set_type(None), Err(GroupError::Owned));
     drop(device);
     let before = bench.toy.domain_of(ONE);
     group.set_type(DomainType::DmaFq).unwrap();
-    assert_eq!(
-        (group.domain_type(), bench.toy.domain_of(ONE)),
-        (Some(DomainType::DmaFq), before),
-        "in place"
-    );
+    let now = (group.domain_type(), bench.toy.domain_of(ONE));
+    assert_eq!(now, (Some(DomainType::DmaFq), before), "in place");
     group.set_type(DomainType::Dma).unwrap();
     assert_eq!(group.domain_type(), Some(DomainType::Dma));
     assert_ne!(bench.toy.domain_of(ONE), before, "a new one");
-    group.set_type(DomainType::Identity).unwrap();
+    set_type_trusted(&group, DomainType::Identity).unwrap();
     assert_eq!(bench.toy.domain_of(TWO), Some(Toy::IDENTITY));
-    for wanted in [DomainType::Unmanaged, DomainType::Blocked] {
-        assert_eq!(group.set_type(wanted), Err(GroupError::TypeNotAllowed(wanted)));
+    for wanted in [DomainType::Unmanaged, DomainType::Blocked, DomainType::Sva, DomainType::Nested] {
+        assert_eq!(set_type_trusted(&group, wanted), Err(GroupError::TypeNotAllowed(wanted)));
     }
     assert_eq!(group.domain_type(), Some(DomainType::Identity));
+    group.set_type(None).unwrap();
+    assert_eq!(group.domain_type(), Some(DomainType::Dma), "auto: what the settings choose");
 }
 
 #[test]
@@ -286,8 +297,8 @@ fn a_type_that_cannot_be_had_leaves_the_group_as_it_was() {
     let group = bench.group(ONE);
     let before = bench.toy.domain_of(ONE);
     assert_eq!(group.set_type(DomainType::DmaFq), Err(GroupError::TypeNotAllowed(DomainType::DmaFq)));
-    assert_eq!(group.set_type(DomainType::Identity), Err(DomainError::Unsupported.into()));
-    let insisted = bench.group(ALONE).set_type(DomainType::Identity);
+    assert_eq!(set_type_trusted(&group, DomainType::Identity), Err(DomainError::Unsupported.into()));
+    let insisted = set_type_trusted(&bench.group(ALONE), DomainType::Identity);
     assert_eq!(insisted, Err(GroupError::TypeNotAllowed(DomainType::Identity)));
     assert_eq!((group.domain_type(), bench.toy.domain_of(ONE)), (Some(DomainType::Dma), before));
     bench.bind(ONE);
@@ -402,7 +413,7 @@ fn a_device_that_comes_later_into_a_claimed_group_goes_to_its_owners_domain() {
     let bench = setup.bench();
     let group = bench.group(ONE);
     group.claim_dma_owner(Owner(1)).unwrap();
-    group.attach(&group.alloc_unmanaged().unwrap()).unwrap();
+    group.attach(&group.alloc_unmanaged(PagingFlags::empty()).unwrap()).unwrap();
     bench.iommu.probe(&whole, |_| false).unwrap();
     assert_eq!(bench.toy.domain_of(TWO), bench.toy.domain_of(ONE));
 }
@@ -414,7 +425,7 @@ fn an_untrusted_device_that_comes_later_into_an_identity_group_is_blocked() {
     let bench = setup.bench();
     let probed = bench.iommu.probe(&whole, |address| address == TWO);
     assert_eq!(probed, Err(GroupError::TypeNotAllowed(DomainType::Identity)));
-    assert_eq!(bench.toy.domain_of(TWO), Some(Toy::BLOCKED));
+    assert_eq!((bench.toy.domain_of(TWO), bench.group(ONE).devices()), (None, vec![ONE]));
     assert_eq!(bench.toy.domain_of(ONE), Some(Toy::IDENTITY));
 }
 

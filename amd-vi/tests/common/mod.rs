@@ -9,11 +9,18 @@ use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use amd_vi::{AmdVi, Config, Hardware, InitError, MsiMessage};
+use iommu_core::{AttachError, DomainOps};
 use platform::pci::{ConfigSpace, PciAddress, RequesterId};
 use platform::time::StdClock;
 use platform::{
     CacheMaintenance, Clock, Extent, FrameRequest, Frames, Instant, Mmio, OutOfFrames, PhysAddr, Window,
 };
+
+/// Attaches a device, as the core does.
+pub fn attach(to: &dyn DomainOps, dev: PciAddress, from: Option<&dyn DomainOps>) -> Result<(), AttachError> {
+    // SAFETY: there is no core that has the device, and the devices of these machines touch no memory.
+    unsafe { to.attach_dev(dev, from) }
+}
 
 /// Heap memory whose physical addresses are its own.
 #[derive(Debug)]

@@ -9,7 +9,7 @@ use std::sync::Arc;
 
 use backend_sim::{Config, SimMachine};
 use dma_api::DmaBuffer;
-use iommu_core::Settings;
+use iommu_core::{Settings, Trust};
 use platform::Platform;
 use platform::pci::{ConfigSpace, PciAddress, RequesterId};
 
@@ -17,11 +17,12 @@ use platform::pci::{ConfigSpace, PciAddress, RequesterId};
 const DISK: usize = 1 << 20;
 
 /// Strict DMA domains: the default.
-pub(crate) const STRICT: Settings = Settings { passthrough: false, lazy: false, forcedac: false };
+pub(crate) const STRICT: Settings = Settings { passthrough: None, lazy: false, forcedac: false };
 /// Lazy DMA domains.
 pub(crate) const LAZY: Settings = Settings { lazy: true, ..STRICT };
 /// Identity domains.
-pub(crate) const IDENTITY: Settings = Settings { passthrough: true, ..STRICT };
+// SAFETY: simulated devices do DMA only when a test tells them to, on memory of the simulated machine.
+pub(crate) const IDENTITY: Settings = Settings { passthrough: Some(unsafe { Trust::new() }), ..STRICT };
 
 /// Boots a machine: the default one with strict domains, after `change`.
 pub(crate) fn boot(change: impl FnOnce(&mut Config)) -> SimMachine {

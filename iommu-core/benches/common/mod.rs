@@ -127,7 +127,7 @@ struct NoTable;
 
 // SAFETY: no device is there to reach anything.
 unsafe impl DomainOps for NoTable {
-    fn attach_dev(&self, _dev: PciAddress, _old: Option<&dyn DomainOps>) -> Result<(), AttachError> {
+    unsafe fn attach_dev(&self, _dev: PciAddress, _old: Option<&dyn DomainOps>) -> Result<(), AttachError> {
         Ok(())
     }
 
@@ -189,7 +189,7 @@ unsafe impl IommuOps for NoIommu {
         None
     }
 
-    fn blocked_domain(&self) -> Arc<dyn DomainOps> {
-        self.domain.clone()
+    fn blocked_domain(&self) -> Option<Arc<dyn DomainOps>> {
+        Some(self.domain.clone())
     }
 }

@@ -131,8 +131,16 @@ impl Tree {
         while last >> shift >= CHILDREN as u64 {
             shift += BITS;
         }
-        let mut tree =
-            Self { chunks: Vec::new(), unused: NONE, unused_count: 0, root: NONE, shift, largest: 0, last, taken: 0 };
+        let mut tree = Self {
+            chunks: Vec::new(),
+            unused: NONE,
+            unused_count: 0,
+            root: NONE,
+            shift,
+            largest: 0,
+            last,
+            taken: 0,
+        };
         tree.need(1)?;
         tree.root = tree.new_node(shift);
         let root = tree.node_mut(tree.root);

@@ -46,6 +46,13 @@ pub enum Reason {
         /// What is not switched on.
         missing: AcsFlags,
     },
+    /// The IOMMU has one translation for all its devices.
+    OneTranslation {
+        /// The function.
+        of: PciAddress,
+        /// The other one.
+        other: PciAddress,
+    },
 }
 
 impl fmt::Display for Reason {
@@ -67,6 +74,9 @@ impl fmt::Display for Reason {
                 )?;
                 bitflags::parser::to_writer(missing, &mut *f)?;
                 f.write_str(")")
+            }
+            Self::OneTranslation { of, other } => {
+                write!(f, "the IOMMU has one translation for {of}, {other} and all others behind it")
             }
         }
     }

@@ -2,11 +2,11 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, Weak};
+use std::sync::{Arc, Barrier, Mutex, Weak};
 
 use iommu_core::{
-    AttachError, Capability, DomainError, DomainOps, DomainType, IommuOps, ProbeError, Probed, ResvRegion,
-    SyncError,
+    AttachError, Capability, DeviceGroup, DirtyError, DomainError, DomainOps, DomainType, HwInfo, IommuOps,
+    PageResponse, PagingFlags, ProbeError, Probed, ResvRegion, SyncError,
 };
 use platform::pci::{PciAddress, RequesterId};
 use platform::{DmaAddr, IotlbGather, MapError, PageSizes, PhysAddr, Prot};
@@ -20,7 +20,10 @@ pub enum Did {
     Sync { first: u64, last: u64 },
     SyncMap { iova: u64, len: u64 },
     FlushAll,
+    Pasid { device: PciAddress, pasid: u32, domain: u32 },
+    Finalize(PciAddress),
     Release(PciAddress),
+    Response { device: PciAddress, response: PageResponse },
 }
 
 /// What a toy IOMMU is like from the start.
@@ -34,11 +37,23 @@ pub struct Knobs {
     pub not_mine: BTreeSet<PciAddress>,
     pub can_defer: bool,
     pub has_identity: bool,
+    /// Without it an empty domain blocks.
+    pub has_blocked: bool,
+    /// Where devices that go are left: in the blocked domain.
+    pub has_release: bool,
     pub needs_sync_map: bool,
     /// Devices see the CPU's caches.
     pub coherent: bool,
     /// Maps do nothing, and say that all is well.
     pub maps_nothing: bool,
+    pub max_pasids: BTreeMap<PciAddress, u32>,
+    /// Whether domains with PASIDs beside them can be made, and the blocked domain takes PASIDs off.
+    pub can_pasid: bool,
+    pub grouping: BTreeMap<PciAddress, DeviceGroup>,
+    pub deferred: BTreeSet<PciAddress>,
+    pub ats: BTreeSet<PciAddress>,
+    /// Mappings fail as long as no device is in the domain.
+    pub maps_only_attached: bool,
 }
 
 impl Default for Knobs {
@@ -52,9 +67,17 @@ impl Default for Knobs {
             not_mine: BTreeSet::new(),
             can_defer: true,
             has_identity: true,
+            has_blocked: true,
+            has_release: false,
             needs_sync_map: false,
             coherent: true,
             maps_nothing: false,
+            max_pasids: BTreeMap::new(),
+            can_pasid: true,
+            grouping: BTreeMap::new(),
+            deferred: BTreeSet::new(),
+            ats: BTreeSet::new(),
+            maps_only_attached: false,
         }
     }
 }
@@ -76,6 +99,10 @@ struct Shared {
     silent: AtomicBool,
     pages_left: AtomicU64,
     fail_paging: AtomicBool,
+    /// How many calls that may fail do not, before one does.
+    fail_after: AtomicU64,
+    failed: AtomicBool,
+    hold: Mutex<Option<Arc<Barrier>>>,
 }
 
 #[derive(Debug, Default)]
@@ -83,6 +110,8 @@ struct State {
     log: Vec<Did>,
     /// The domain of each device. A device that is not here reaches nothing.
     attached: BTreeMap<PciAddress, u32>,
+    /// The domain of each PASID.
+    pasids: BTreeMap<(PciAddress, u32), u32>,
     /// What a device's IOMMU remembers, by domain and page.
     cache: BTreeMap<(u32, u64), (u64, Prot)>,
     /// Devices that do not let themselves be attached to certain domains.
@@ -111,9 +140,12 @@ impl Toy {
             silent: AtomicBool::new(false),
             pages_left: AtomicU64::new(u64::MAX),
             fail_paging: AtomicBool::new(false),
+            fail_after: AtomicU64::new(u64::MAX),
+            failed: AtomicBool::new(false),
+            hold: Mutex::default(),
         });
         let domain = |id| {
-            let domain = Arc::new(ToyDomain { id, shared: Arc::clone(&shared), table: Mutex::default() });
+            let domain = Arc::new(ToyDomain::new(id, &shared));
             shared.state.lock().unwrap().domains.insert(id, Arc::downgrade(&domain));
             domain
         };
@@ -134,6 +166,33 @@ impl Toy {
     /// From now on no page table can be made.
     pub fn fail_paging(&self) {
         self.shared.fail_paging.store(true, Ordering::Relaxed);
+    }
+
+    /// The next attach waits for `barrier` twice: to say that it is under way, and to be let go on.
+    pub fn hold_attach(&self, barrier: &Arc<Barrier>) {
+        *self.shared.hold.lock().unwrap() = Some(Arc::clone(barrier));
+    }
+
+    /// Of the calls that may fail, `after` more do not, and then one does.
+    pub fn fail_after(&self, after: u64) {
+        self.shared.failed.store(false, Ordering::Relaxed);
+        self.shared.fail_after.store(after, Ordering::Relaxed);
+    }
+
+    /// Whether the failure has happened; from now on there is none.
+    pub fn has_failed(&self) -> bool {
+        self.shared.fail_after.store(u64::MAX, Ordering::Relaxed);
+        self.shared.failed.load(Ordering::Relaxed)
+    }
+
+    /// Domains that live, the identity and the blocked one included.
+    pub fn live_domains(&self) -> usize {
+        self.state().domains.values().filter(|domain| domain.strong_count() != 0).count()
+    }
+
+    /// The domain of a PASID.
+    pub fn pasid(&self, device: PciAddress, pasid: u32) -> Option<u32> {
+        self.state().pasids.get(&(device, pasid)).copied()
     }
 
     /// From now on `device` refuses domains other than the blocked one; or all, with `everything`.
@@ -168,6 +227,10 @@ impl Toy {
         let found = state.cache.get(&(domain, page)).copied().or_else(|| {
             let table = state.domains.get(&domain)?.upgrade().expect("a device is in a domain that is gone");
             let (phys, prot) = table.walk(page)?;
+            // What is remembered is known to be dirty.
+            if let Some(dirty) = table.dirty.lock().unwrap().as_mut().filter(|_| write) {
+                dirty.insert(page);
+            }
             state.cache.insert((domain, page), (phys, prot));
             Some((phys, prot))
         });
@@ -187,12 +250,17 @@ unsafe impl IommuOps for Toy {
         "toy"
     }
 
-    fn capable(&self, _dev: PciAddress, capability: Capability) -> bool {
+    fn capable(&self, dev: PciAddress, capability: Capability) -> bool {
         match capability {
             Capability::DeferredFlush => self.shared.knobs.can_defer,
             Capability::CacheCoherency => self.shared.knobs.coherent,
+            Capability::PciAtsSupported => self.shared.knobs.ats.contains(&dev),
             _ => true,
         }
+    }
+
+    fn hw_info(&self, _dev: PciAddress) -> Option<HwInfo> {
+        Some(HwInfo { kind: 7, data: vec![1, 2] })
     }
 
     fn probe_device(&self, dev: PciAddress) -> Result<Probed, ProbeError> {
@@ -200,21 +268,52 @@ unsafe impl IommuOps for Toy {
             return Err(ProbeError::NotMine);
         }
         let aliases = self.shared.knobs.aliases.get(&dev).cloned().unwrap_or_default();
-        Ok(Probed { aliases })
+        let max_pasids = self.shared.knobs.max_pasids.get(&dev).copied().unwrap_or_default();
+        Ok(Probed { aliases, max_pasids })
+    }
+
+    fn probe_finalize(&self, dev: PciAddress) {
+        self.state().log.push(Did::Finalize(dev));
+    }
+
+    fn device_group(&self, dev: PciAddress) -> DeviceGroup {
+        self.shared.knobs.grouping.get(&dev).copied().unwrap_or_default()
+    }
+
+    fn is_attach_deferred(&self, dev: PciAddress) -> bool {
+        self.shared.knobs.deferred.contains(&dev)
+    }
+
+    fn page_response(&self, device: PciAddress, response: PageResponse) {
+        self.state().log.push(Did::Response { device, response });
     }
 
     fn release_device(&self, dev: PciAddress) {
         let mut state = self.state();
         state.log.push(Did::Release(dev));
         state.attached.remove(&dev);
+        state.pasids.retain(|(device, _), _| *device != dev);
     }
 
-    fn domain_alloc_paging(&self, _dev: PciAddress) -> Result<Arc<dyn DomainOps>, DomainError> {
-        if self.shared.fail_paging.load(Ordering::Relaxed) {
+    fn domain_alloc_paging(&self, dev: PciAddress) -> Result<Arc<dyn DomainOps>, DomainError> {
+        self.domain_alloc_paging_flags(dev, PagingFlags::empty())
+    }
+
+    fn domain_alloc_paging_flags(
+        &self,
+        _dev: PciAddress,
+        flags: PagingFlags,
+    ) -> Result<Arc<dyn DomainOps>, DomainError> {
+        if flags.contains(PagingFlags::NEST_PARENT)
+            || flags.contains(PagingFlags::PASID) && !self.shared.knobs.can_pasid
+        {
+            return Err(DomainError::Unsupported);
+        }
+        if self.shared.fail_paging.load(Ordering::Relaxed) || self.shared.fails_now() {
             return Err(DomainError::Exhausted);
         }
         let id = self.next.fetch_add(1, Ordering::Relaxed) as u32;
-        let domain = Arc::new(ToyDomain { id, shared: Arc::clone(&self.shared), table: Mutex::default() });
+        let domain = Arc::new(ToyDomain { flags, ..ToyDomain::new(id, &self.shared) });
         self.state().domains.insert(id, Arc::downgrade(&domain));
         Ok(domain)
     }
@@ -223,8 +322,12 @@ unsafe impl IommuOps for Toy {
         self.shared.knobs.has_identity.then(|| self.identity.clone() as Arc<dyn DomainOps>)
     }
 
-    fn blocked_domain(&self) -> Arc<dyn DomainOps> {
-        self.blocked.clone()
+    fn blocked_domain(&self) -> Option<Arc<dyn DomainOps>> {
+        self.shared.knobs.has_blocked.then(|| self.blocked.clone() as Arc<dyn DomainOps>)
+    }
+
+    fn release_domain(&self) -> Option<Arc<dyn DomainOps>> {
+        self.shared.knobs.has_release.then(|| self.blocked.clone() as Arc<dyn DomainOps>)
     }
 
     fn def_domain_type(&self, dev: PciAddress) -> Option<DomainType> {
@@ -242,10 +345,30 @@ unsafe impl IommuOps for Toy {
 struct ToyDomain {
     id: u32,
     shared: Arc<Shared>,
+    flags: PagingFlags,
     table: Mutex<BTreeMap<u64, (u64, u64, Prot)>>,
+    /// Pages that devices have written since they were read, while that is noted.
+    dirty: Mutex<Option<BTreeSet<u64>>>,
+}
+
+impl Shared {
+    /// Whether it is the turn of this call to fail.
+    fn fails_now(&self) -> bool {
+        let left = self.fail_after.load(Ordering::Relaxed);
+        let next = if left == u64::MAX { left } else { left.wrapping_sub(1) };
+        self.fail_after.store(next, Ordering::Relaxed);
+        let fails = left == 0;
+        self.failed.fetch_or(fails, Ordering::Relaxed);
+        fails
+    }
 }
 
 impl ToyDomain {
+    fn new(id: u32, shared: &Arc<Shared>) -> Self {
+        let (table, dirty) = (Mutex::default(), Mutex::default());
+        Self { id, shared: Arc::clone(shared), flags: PagingFlags::empty(), table, dirty }
+    }
+
     fn walk(&self, at: u64) -> Option<(u64, Prot)> {
         let table = self.table.lock().unwrap();
         let (start, (size, phys, prot)) = table.range(..=at).next_back()?;
@@ -263,7 +386,16 @@ impl ToyDomain {
 
 // SAFETY: `walk` finds exactly what is mapped, and a sync that answers Ok has forgotten what it was told to.
 unsafe impl DomainOps for ToyDomain {
-    fn attach_dev(&self, dev: PciAddress, _old: Option<&dyn DomainOps>) -> Result<(), AttachError> {
+    unsafe fn attach_dev(&self, dev: PciAddress, _old: Option<&dyn DomainOps>) -> Result<(), AttachError> {
+        // The blocked domain never fails by itself.
+        if self.id != BLOCKED && self.shared.fails_now() {
+            return Err(AttachError::Exhausted);
+        }
+        let held = self.shared.hold.lock().unwrap().take();
+        if let Some(barrier) = held {
+            barrier.wait();
+            barrier.wait();
+        }
         let mut state = self.shared.state.lock().unwrap();
         match state.refusals.get(&dev) {
             Some(refusal) if refusal.everything || self.id != BLOCKED => return Err(refusal.error),
@@ -271,6 +403,32 @@ unsafe impl DomainOps for ToyDomain {
         }
         state.log.push(Did::Attach { device: dev, domain: self.id });
         state.attached.insert(dev, self.id);
+        Ok(())
+    }
+
+    fn has_set_dev_pasid(&self) -> bool {
+        self.shared.knobs.can_pasid && (self.id == BLOCKED || self.flags.contains(PagingFlags::PASID))
+    }
+
+    unsafe fn set_dev_pasid(
+        &self,
+        dev: PciAddress,
+        pasid: u32,
+        _old: Option<&dyn DomainOps>,
+    ) -> Result<(), AttachError> {
+        if self.id != BLOCKED && self.shared.fails_now() {
+            return Err(AttachError::Exhausted);
+        }
+        let mut state = self.shared.state.lock().unwrap();
+        match state.refusals.get(&dev) {
+            Some(refusal) if refusal.everything || self.id != BLOCKED => return Err(refusal.error),
+            _ => {}
+        }
+        state.log.push(Did::Pasid { device: dev, pasid, domain: self.id });
+        match self.id {
+            BLOCKED => state.pasids.remove(&(dev, pasid)),
+            id => state.pasids.insert((dev, pasid), id),
+        };
         Ok(())
     }
 
@@ -289,7 +447,8 @@ unsafe impl DomainOps for ToyDomain {
         for _ in 0..count {
             let (at, to) = (iova.get() + done, phys.get() + done);
             let left = self.shared.pages_left.load(Ordering::Relaxed);
-            if left == 0 {
+            let attached = || self.shared.state.lock().unwrap().attached.values().any(|id| *id == self.id);
+            if left == 0 || self.shared.fails_now() || self.shared.knobs.maps_only_attached && !attached() {
                 return (done, Err(MapError::OutOfMemory));
             }
             if self.walk(at).is_some() {
@@ -345,6 +504,40 @@ unsafe impl DomainOps for ToyDomain {
     fn iova_to_phys(&self, iova: DmaAddr) -> Option<PhysAddr> {
         let (phys, _) = self.walk(iova.get() & !4095)?;
         Some(PhysAddr::new(phys | iova.get() & 4095))
+    }
+
+    fn enforce_cache_coherency(&self) -> bool {
+        true
+    }
+
+    fn set_dirty_tracking(&self, on: bool) -> Result<(), DirtyError> {
+        if !self.flags.contains(PagingFlags::DIRTY_TRACKING) {
+            return Err(DirtyError::Unsupported);
+        }
+        *self.dirty.lock().unwrap() = on.then(BTreeSet::new);
+        Ok(())
+    }
+
+    fn read_and_clear_dirty(
+        &self,
+        iova: DmaAddr,
+        len: u64,
+        clear: bool,
+        report: &mut dyn FnMut(DmaAddr, u64),
+    ) -> Result<(), DirtyError> {
+        if !self.flags.contains(PagingFlags::DIRTY_TRACKING) {
+            return Err(DirtyError::Unsupported);
+        }
+        let mut dirty = self.dirty.lock().unwrap();
+        let dirty = dirty.as_mut().ok_or(DirtyError::Off)?;
+        let range = iova.get()..iova.get() + len;
+        for &page in dirty.range(range.clone()) {
+            report(DmaAddr::new(page), 4096);
+        }
+        if clear {
+            dirty.retain(|page| !range.contains(page));
+        }
+        Ok(())
     }
 
     fn page_sizes(&self) -> PageSizes {

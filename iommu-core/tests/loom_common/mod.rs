@@ -62,7 +62,7 @@ struct Table {
 
 // SAFETY: no device is there to reach anything; the cache stands for what one would.
 unsafe impl DomainOps for Table {
-    fn attach_dev(&self, _dev: PciAddress, _old: Option<&dyn DomainOps>) -> Result<(), AttachError> {
+    unsafe fn attach_dev(&self, _dev: PciAddress, _old: Option<&dyn DomainOps>) -> Result<(), AttachError> {
         Ok(())
     }
     unsafe fn map_pages(
@@ -119,12 +119,6 @@ unsafe impl IommuOps for Toy {
     fn release_device(&self, _dev: PciAddress) {}
     fn domain_alloc_paging(&self, _dev: PciAddress) -> Result<Arc<dyn DomainOps>, DomainError> {
         Ok(self.table.clone())
-    }
-    fn identity_domain(&self) -> Option<Arc<dyn DomainOps>> {
-        None
-    }
-    fn blocked_domain(&self) -> Arc<dyn DomainOps> {
-        self.table.clone()
     }
 }
 
