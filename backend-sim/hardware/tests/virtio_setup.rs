@@ -5,7 +5,6 @@ mod common;
 
 use common::virtio::*;
 use common::{A_WHILE, config_read, eventually, pattern};
-use sim_hardware::Machine;
 use sim_hardware::virtio::{Config, VirtioBlk};
 
 const NO_VECTOR: u16 = 0xffff;
@@ -18,7 +17,7 @@ fn up() -> Host {
 #[test]
 fn it_is_found_by_its_numbers_and_capabilities() {
     let host = Host::new(&pattern(SECTORS * 512 - 1), false);
-    let word = |at| config_read(&host.machine.pci, Machine::VIRTIO_BLK, at);
+    let word = |at| config_read(&host.pci, VIRTIO, at);
     // 1AF4h, 1040h and the type of a block device, 2.
     assert_eq!(word(0x00), 0x1042_1af4);
     // Length, then type: notifications have a multiplier more.
@@ -176,10 +175,10 @@ fn without_a_vector_the_isr_status_says_it_once() {
 #[test]
 fn with_a_vector_a_message_comes() {
     let mut host = up();
-    let table = host.machine.pci.mmio(Machine::VIRTIO_BLK, 4).unwrap();
+    let table = host.pci.mmio(VIRTIO, 4).unwrap();
     let vectors: Vec<_> = (0..2)
         .map(|entry| {
-            let vector = host.machine.interrupts.allocate().unwrap();
+            let vector = host.interrupts.allocate().unwrap();
             let (address, data) = vector.message();
             table.write32(16 * entry, address as u32);
             table.write32(16 * entry + 4, (address >> 32) as u32);
@@ -189,7 +188,7 @@ fn with_a_vector_a_message_comes() {
         })
         .collect();
     // MSI-X is behind the PCI Express capability.
-    common::config_write(&host.machine.pci, Machine::VIRTIO_BLK, 0x80, 1 << 31);
+    common::config_write(&host.pci, VIRTIO, 0x80, 1 << 31);
     host.set16(CONFIG_MSIX_VECTOR, 0);
     host.set16(QUEUE_MSIX_VECTOR, 1);
     host.run(IN, 0, &[(DATA, 512)]);
@@ -206,7 +205,7 @@ fn with_a_vector_a_message_comes() {
 #[test]
 fn a_driver_that_breaks_the_rules_has_to_reset_the_device() {
     type Breach = fn(&mut Host);
-    let breaches: [(&str, Breach); 13] = [
+    let breaches: [(&str, Breach); 14] = [
         ("a head that is no descriptor", |host| host.offer(SIZE)),
         ("a way to what is no descriptor", |host| {
             host.describe(0, HEADER, 16, NEXT, SIZE);
@@ -255,6 +254,11 @@ fn a_driver_that_breaks_the_rules_has_to_reset_the_device() {
         }),
         ("a status at the end of the address space", |host| {
             host.describe(2, u64::MAX, u32::MAX, WRITE, 0);
+            host.offer(0);
+        }),
+        ("a status over the device's own registers, which a request never comes back to", |host| {
+            let registers = common::bar(&host.pci, VIRTIO, 0);
+            host.describe(2, registers + (host.common + STATUS) as u64, 1, WRITE, 0);
             host.offer(0);
         }),
         ("a status far beyond memory", |host| {

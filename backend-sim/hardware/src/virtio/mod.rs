@@ -43,8 +43,7 @@ pub struct VirtioBlk {
     worker: Mutex<Option<JoinHandle<()>>>,
 }
 
-/// What the registers and the worker share. No lock is held while the device does DMA, which a driver may point at the
-/// device's own registers.
+/// What the registers and the worker share. No lock is held while the device does DMA, which may have to wait for others.
 struct Shared {
     disk: Disk,
     bus: OnceLock<Bus>,

@@ -5,7 +5,11 @@ use std::sync::Arc;
 use std::sync::atomic::{Ordering, fence};
 
 use platform::Mmio;
-use sim_hardware::{Machine, MachineConfig, virtio};
+use platform::pci::RequesterId;
+use sim_hardware::interrupts::InterruptController;
+use sim_hardware::pci::{Acs, Builder, PciTree};
+use sim_hardware::ram::Ram;
+use sim_hardware::virtio::{Config, VirtioBlk};
 use tempfile::NamedTempFile;
 
 use super::{bus_master_on, config_read, eventually};
@@ -69,9 +73,14 @@ pub struct Place {
     pub len: usize,
 }
 
-/// The machine, without an IOMMU, and its disk.
+/// The device.
+pub const VIRTIO: RequesterId = RequesterId::from_parts(1, 0, 0);
+
+/// A machine without an IOMMU that has the device behind a root port, and the device's disk.
 pub struct Host {
-    pub machine: Machine,
+    pub ram: Arc<Ram>,
+    pub pci: Arc<PciTree>,
+    pub interrupts: Arc<InterruptController>,
     pub registers: Arc<dyn Mmio>,
     pub disk: NamedTempFile,
     pub common: usize,
@@ -79,22 +88,27 @@ pub struct Host {
     used: u16,
 }
 
+impl Drop for Host {
+    fn drop(&mut self) {
+        self.pci.shutdown();
+    }
+}
+
 impl Host {
     /// With the device as it is after reset.
     pub fn new(disk: &[u8], writable: bool) -> Self {
         let mut file = NamedTempFile::new().expect("a file");
         file.write_all(disk).expect("space");
-        let device = virtio::Config { disk: file.path().into(), writable };
-        let machine = Machine::new(MachineConfig {
-            memory: vec![(0, 64 << 20)],
-            iommu: None,
-            virtio_blk: Some(device),
-            ..MachineConfig::new(file.path())
-        })
-        .expect("a machine");
-        bus_master_on(&machine.pci, Machine::VIRTIO_BLK);
-        let registers = machine.pci.mmio(Machine::VIRTIO_BLK, 0).expect("BAR 0");
-        let mut host = Self { machine, registers, disk: file, common: 0, available: 0, used: 0 };
+        let device = VirtioBlk::new(&Config { disk: file.path().into(), writable }).expect("a disk");
+        let ram = Ram::new(&[(0, 64 << 20)]).expect("memory");
+        let interrupts = InterruptController::new();
+        let pci = Builder::new()
+            .root_port(RequesterId::from_parts(0, 1, 0), 1, 1, Acs::ISOLATED)
+            .endpoint(VIRTIO, device as _, false, Acs::Absent)
+            .build(Arc::clone(&ram), None, Arc::clone(&interrupts) as _);
+        bus_master_on(&pci, VIRTIO);
+        let registers = pci.mmio(VIRTIO, 0).expect("BAR 0");
+        let mut host = Self { ram, pci, interrupts, registers, disk: file, common: 0, available: 0, used: 0 };
         host.common = host.place(1).offset;
         host
     }
@@ -140,7 +154,7 @@ impl Host {
     #[track_caller]
     pub fn place(&self, kind: u32) -> Place {
         let at = self.capability(kind);
-        let word = |offset| config_read(&self.machine.pci, Machine::VIRTIO_BLK, at + offset);
+        let word = |offset| config_read(&self.pci, VIRTIO, at + offset);
         assert_eq!(word(4) & 0xff, 0, "BAR 0");
         Place { offset: word(8) as usize, len: word(12) as usize }
     }
@@ -148,7 +162,7 @@ impl Host {
     /// Where in configuration space that capability is.
     #[track_caller]
     pub fn capability(&self, kind: u32) -> u16 {
-        let word = |at| config_read(&self.machine.pci, Machine::VIRTIO_BLK, at);
+        let word = |at| config_read(&self.pci, VIRTIO, at);
         let mut at = word(0x34) as u16 & 0xff;
         while word(at) & 0xff != 0x09 || word(at) >> 24 != kind {
             at = (word(at) >> 8) as u16 & 0xff;
@@ -279,11 +293,11 @@ impl Host {
 
     pub fn bytes(&self, at: u64, len: usize) -> Vec<u8> {
         let mut bytes = vec![0; len];
-        self.machine.ram.read(at, &mut bytes).expect("memory");
+        self.ram.read(at, &mut bytes).expect("memory");
         bytes
     }
 
     pub fn fill(&self, at: u64, bytes: &[u8]) {
-        self.machine.ram.write(at, bytes).expect("memory");
+        self.ram.write(at, bytes).expect("memory");
     }
 }
