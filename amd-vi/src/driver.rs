@@ -179,7 +179,11 @@ impl Shared {
         let ids = core::iter::once(dev.id.get()).chain(alias).collect();
         let state = DeviceState { unit: unit.index(), ids, attached: Attachment::None };
         self.devices.lock().entry(dev).or_insert(state);
-        Ok(Probed { aliases: alias.map(RequesterId::new).into_iter().collect(), max_pasids: 0 })
+        Ok(Probed {
+            aliases: alias.map(RequesterId::new).into_iter().collect(),
+            max_pasids: 0,
+            shadow_on_flush: false,
+        })
     }
 
     /// Attaches a device (Linux: `amd_iommu_attach_device`). On failure it stays where it was, or is blocked when the unit

@@ -51,6 +51,10 @@ impl SimFrames {
         let free = ram.ranges().iter().map(|&(start, len)| (start, len)).collect();
         // SAFETY: all RAM is one mapping that lives as long as `ram`, at a constant distance, with its address exposed.
         let window = unsafe { Window::new(ram.window_offset()) };
+        // Of the two ranges, the one that frames come from first.
+        let &(start, len) = ram.ranges().last().unwrap_or(&(0, 0));
+        // SAFETY: all of the range is RAM, for as long as `ram` lives.
+        let window = unsafe { window.with_ram(PhysAddr::new(start), len as usize) };
         let state = State { free, touched: BTreeMap::new(), changed: Vec::new() };
         Self { ram, window, state: Mutex::new(state), in_use: AtomicU64::new(0) }
     }

@@ -194,14 +194,19 @@ impl Device {
         if len == 0 {
             return Err(DmaError::InvalidLength(len));
         }
-        match self.platform.translate(cpu.as_ptr(), len) {
-            // SAFETY: the caller's promise; this extent is all of the memory.
-            Some(extent) if extent.len >= len => unsafe {
-                self.ops.map_phys(&self.parms, extent.phys, len, dir, attrs)
-            },
+        match self.window.translate(cpu.as_ptr(), len).or_else(|| self.translate(cpu, len)) {
+            // SAFETY: the caller's promise; all of the memory is there.
+            Some(phys) => unsafe { self.ops.map_phys(&self.parms, phys, len, dir, attrs) },
             // SAFETY: the caller's promise.
-            _ => unsafe { self.ops.map_foreign(&self.parms, cpu, len, dir, attrs) },
+            None => unsafe { self.ops.map_foreign(&self.parms, cpu, len, dir, attrs) },
         }
+    }
+
+    /// Where memory is that is not in the window's RAM, if it is RAM in one piece.
+    #[cold]
+    fn translate(&self, cpu: NonNull<u8>, len: usize) -> Option<PhysAddr> {
+        let extent = self.platform.translate(cpu.as_ptr(), len)?;
+        (extent.len >= len).then_some(extent.phys)
     }
 
     /// Maps `len` bytes of physical memory (Linux: `dma_map_phys`; before 6.18 `dma_map_page`).

@@ -2,10 +2,9 @@
 
 use alloc::collections::TryReserveError;
 
-use platform::DmaAddr;
-use platform::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use platform::sync::atomic::{AtomicU64, Ordering};
 
-use crate::flush_queue::FlushQueue;
+use crate::flush_queue::{FlushQueue, QueueMode};
 use crate::iova::IovaDomain;
 use crate::ops::DomainOps;
 use crate::resv::ResvRegion;
@@ -18,9 +17,6 @@ pub(crate) struct DmaCookie {
     quarantined: AtomicU64,
     /// Mappings that went through a bounce buffer.
     pub(crate) bounces: AtomicU64,
-    /// Whether the 32-bit space was found full once: from then on addresses come from above it first (Linux:
-    /// `pci_32bit_workaround`).
-    pub(crate) low_is_full: AtomicBool,
 }
 
 impl DmaCookie {
@@ -28,16 +24,16 @@ impl DmaCookie {
     pub(crate) fn new(
         ops: &dyn DomainOps,
         regions: &[ResvRegion],
+        mode: QueueMode,
         cpus: usize,
     ) -> Result<Self, TryReserveError> {
         let (first, last) = ops.aperture();
         let iovas = IovaDomain::new(ops.page_sizes().smallest().max(1), first, last, cpus)?;
         let cookie = Self {
             iovas,
-            queue: FlushQueue::new(cpus),
+            queue: FlushQueue::new(mode, cpus),
             quarantined: AtomicU64::new(0),
             bounces: AtomicU64::new(0),
-            low_is_full: AtomicBool::new(false),
         };
         cookie.reserve(regions)?;
         Ok(cookie)
@@ -52,20 +48,6 @@ impl DmaCookie {
             }
         }
         Ok(())
-    }
-
-    /// Takes `size` bytes below `mask`: for a device that can do more than 32 bits from the low addresses first, which
-    /// some devices handle better than they say (Linux: `iommu_dma_alloc_iova`).
-    #[inline]
-    pub(crate) fn alloc_iova(&self, size: u64, mask: u64, low_first: bool) -> Option<DmaAddr> {
-        const LOW: u64 = u32::MAX as u64;
-        if low_first && mask > LOW && !self.low_is_full.load(Ordering::Relaxed) {
-            if let Some(at) = self.iovas.alloc(size, DmaAddr::new(LOW)) {
-                return Some(at);
-            }
-            self.low_is_full.store(true, Ordering::Relaxed);
-        }
-        self.iovas.alloc(size, DmaAddr::new(mask))
     }
 
     /// Notes a range that will never be used again.

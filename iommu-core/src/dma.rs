@@ -21,7 +21,6 @@ pub(crate) struct IommuDma {
     platform: Arc<dyn Platform>,
     window: Window,
     bounce: Option<Arc<Swiotlb>>,
-    low_first: bool,
     status: Arc<Status>,
     // Gives the device back when the last user of these ops is gone.
     ownership: Ownership,
@@ -60,13 +59,12 @@ impl IommuDma {
         domain: Arc<Domain>,
         cookie: Arc<DmaCookie>,
         bounce: Option<Arc<Swiotlb>>,
-        low_first: bool,
         status: Arc<Status>,
         ownership: Ownership,
     ) -> Self {
         let platform = Arc::clone(domain.platform());
         let window = platform.window();
-        Self { domain, cookie, platform, window, bounce, low_first, status, ownership }
+        Self { domain, cookie, platform, window, bounce, status, ownership }
     }
 
     #[inline]
@@ -77,6 +75,33 @@ impl IommuDma {
     #[inline]
     fn check_alive(&self) -> Result<(), DmaError> {
         check_usable(&self.status, &self.ownership)
+    }
+
+    /// Takes `size` bytes of I/O addresses at or below `mask` (Linux: `iommu_dma_alloc_iova`).
+    #[inline]
+    fn alloc_iova(&self, size: u64, mask: u64) -> Result<DmaAddr, DmaError> {
+        const LOW: u64 = u32::MAX as u64;
+        let limit = mask.min(self.domain.aperture().1.get());
+        let first = if self.status.is_low_full() { limit } else { limit.min(LOW) };
+        match self.cookie.iovas.try_alloc(size, DmaAddr::new(first)) {
+            Some(iova) => Ok(iova),
+            None => self.alloc_iova_slow(size, limit, first),
+        }
+    }
+
+    /// Takes what is hard to find: above 4 GiB, in the magazines of other CPUs, or in the flush queue.
+    #[cold]
+    fn alloc_iova_slow(&self, size: u64, limit: u64, tried: u64) -> Result<DmaAddr, DmaError> {
+        if tried < limit {
+            self.status.set_low_full();
+        }
+        let (DmaCookie { iovas, queue, .. }, limit) = (self.cookie(), DmaAddr::new(limit));
+        let mut iova = iovas.alloc(size, limit);
+        if iova.is_none() && queue.waiting() != 0 {
+            queue.drain(&self.domain, iovas);
+            iova = iovas.alloc(size, limit);
+        }
+        iova.ok_or(DmaError::AddressSpaceExhausted { size: size as usize, limit })
     }
 
     /// Maps physical memory at new I/O addresses (Linux: `__iommu_dma_map`).
@@ -99,10 +124,7 @@ impl IommuDma {
             .checked_add(offset)
             .and_then(|size| size.checked_next_multiple_of(granule))
             .ok_or(DmaError::InvalidLength(len))?;
-        let limit = mask.min(self.domain.aperture().1.get());
-        let Some(iova) = cookie.alloc_iova(size, limit, self.low_first) else {
-            return Err(DmaError::AddressSpaceExhausted { size: len, limit: DmaAddr::new(limit) });
-        };
+        let iova = self.alloc_iova(size, mask)?;
         // SAFETY: the caller's promise; the I/O addresses are this call's own.
         let (done, result) = unsafe { self.domain.map(iova, phys.align_down(granule), size, prot) };
         match result {
@@ -403,14 +425,7 @@ unsafe impl DmaMapOps for IommuDma {
         let Some(layout) = Layout::of(list, granule, parms.segment_boundary()) else {
             return Err(DmaError::InvalidLength(list.len()));
         };
-        let limit = parms.streaming_mask().min(self.domain.aperture().1.get());
-        let cookie = self.cookie();
-        let Some(iova) = cookie.alloc_iova(layout.size, limit, self.low_first) else {
-            return Err(DmaError::AddressSpaceExhausted {
-                size: layout.size as usize,
-                limit: DmaAddr::new(limit),
-            });
-        };
+        let iova = self.alloc_iova(layout.size, parms.streaming_mask())?;
         let prot = dma_info_to_prot(dir, parms.is_coherent(), attrs);
         let mut places = layout.restart();
         for (index, entry) in list.iter().enumerate() {

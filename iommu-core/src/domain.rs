@@ -16,6 +16,7 @@ use crate::ops::{DirtyError, DomainError, DomainOps, DomainType, IommuOps, SyncE
 /// A domain (Linux: `struct iommu_domain`).
 #[derive(Debug)]
 pub struct Domain {
+    /// Never `DmaFq`: that is `Dma`, gone lazy.
     kind: DomainType,
     /// Whether a DMA domain has gone over to lazy invalidation: the one change of type that is allowed while it is used.
     lazy: AtomicBool,
@@ -49,7 +50,7 @@ impl Domain {
     ) -> Self {
         Self {
             cookie: cookie.map(Arc::new),
-            lazy: AtomicBool::new(kind == DomainType::DmaFq),
+            lazy: AtomicBool::new(false),
             // Where an empty domain blocks it stays empty.
             page_sizes: if kind.is_paging() { ops.page_sizes() } else { PageSizes::from_bits(0) },
             aperture: ops.aperture(),
@@ -67,8 +68,7 @@ impl Domain {
     /// Its type, as it is now.
     pub fn domain_type(&self) -> DomainType {
         match self.kind {
-            DomainType::Dma | DomainType::DmaFq if self.is_lazy() => DomainType::DmaFq,
-            DomainType::DmaFq => DomainType::Dma,
+            DomainType::Dma if self.is_lazy() => DomainType::DmaFq,
             kind => kind,
         }
     }
@@ -80,8 +80,11 @@ impl Domain {
     }
 
     /// From now on unmaps are lazy (Linux: `DMA` → `DMA-FQ` of a live domain).
-    pub(crate) fn make_lazy(&self) {
+    pub(crate) fn make_lazy(&self) -> Result<(), DomainError> {
+        let cookie = self.cookie.as_ref().ok_or(DomainError::Unsupported)?;
+        cookie.queue.make_room().map_err(|_| DomainError::Exhausted)?;
         self.lazy.store(true, Ordering::Relaxed);
+        Ok(())
     }
 
     /// The driver's part.

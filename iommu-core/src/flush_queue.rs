@@ -3,18 +3,45 @@
 //! A range may be used again only after a flush that *started* after it was queued has *finished*. Two counters say so: a
 //! range is queued with the number of flushes started, and is free once more flushes have finished than that.
 
-use alloc::collections::VecDeque;
+use alloc::collections::{TryReserveError, VecDeque};
 
-use platform::sync::PerCpu;
 use platform::sync::atomic::{AtomicBool, AtomicU64, Ordering, fence};
-use platform::{DmaAddr, Flushed, FrameList};
+use platform::sync::{PerCpu, fence_after_lock};
+use platform::{DmaAddr, Flushed, FrameList, Instant};
 
 use crate::domain::Domain;
 use crate::iova::IovaDomain;
 use crate::ops::SyncError;
 
-/// Ranges that a CPU's queue holds before it must flush (Linux: `IOVA_DEFAULT_FQ_SIZE`).
-const CAPACITY: usize = 256;
+/// How a domain's ranges wait (Linux: `enum iommu_dma_queue_type`).
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) enum QueueMode {
+    /// In a short queue per CPU, until the next tick (Linux: `IOMMU_DMA_OPTS_PER_CPU_QUEUE`).
+    PerCpu,
+    /// All in one long queue, for an IOMMU whose flushes are dear (Linux: `IOMMU_DMA_OPTS_SINGLE_QUEUE`).
+    Single,
+}
+
+impl QueueMode {
+    /// Ranges that a queue holds before it must flush (Linux: `IOVA_DEFAULT_FQ_SIZE`, `IOVA_SINGLE_FQ_SIZE`).
+    const fn capacity(self) -> usize {
+        match self {
+            // A model's is full with two.
+            _ if cfg!(loom) => 2,
+            Self::PerCpu => 256,
+            Self::Single => 32768,
+        }
+    }
+
+    /// How long a range waits at least, unless the queue is full, in nanoseconds (Linux: `IOVA_DEFAULT_FQ_TIMEOUT`, which is
+    /// what a tick is here, and `IOVA_SINGLE_FQ_TIMEOUT`).
+    const fn timeout(self) -> u64 {
+        match self {
+            Self::PerCpu => 0,
+            Self::Single => 1_000_000_000,
+        }
+    }
+}
 
 #[derive(Debug)]
 struct Entry {
@@ -25,38 +52,50 @@ struct Entry {
     counter: u64,
 }
 
-/// Ranges that wait, per CPU.
+/// Ranges that wait.
 #[derive(Debug)]
 pub(crate) struct FlushQueue {
+    mode: QueueMode,
     queues: PerCpu<VecDeque<Entry>>,
     started: AtomicU64,
     finished: AtomicU64,
     /// Whether anything was queued since the last flush of the timer.
     armed: AtomicBool,
+    /// When a tick first found it so, in nanoseconds; `u64::MAX` if none has.
+    armed_at: AtomicU64,
     quarantined: AtomicU64,
     failed: AtomicBool,
 }
 
 impl FlushQueue {
-    pub(crate) fn new(cpus: usize) -> Self {
+    /// A queue for which there is no room yet: see [`FlushQueue::make_room`].
+    pub(crate) fn new(mode: QueueMode, cpus: usize) -> Self {
+        let queues = if mode == QueueMode::Single { 1 } else { cpus };
         Self {
-            queues: PerCpu::new(cpus, |_| VecDeque::with_capacity(CAPACITY)),
+            mode,
+            queues: PerCpu::new(queues, |_| VecDeque::new()),
             started: AtomicU64::new(0),
             finished: AtomicU64::new(0),
             armed: AtomicBool::new(false),
+            armed_at: AtomicU64::new(u64::MAX),
             quarantined: AtomicU64::new(0),
             failed: AtomicBool::new(false),
         }
     }
 
+    /// Allocates the queues, before the domain becomes lazy: an unmap allocates nothing (Linux: `iommu_dma_init_fq`).
+    pub(crate) fn make_room(&self) -> Result<(), TryReserveError> {
+        self.queues.iter().try_for_each(|mut queue| queue.try_reserve_exact(self.mode.capacity()))
+    }
+
     /// Queues a range that is unmapped, with the table pages that its unmap took out. When the queue is full it is flushed
     /// first.
     pub(crate) fn push(&self, domain: &Domain, iovas: &IovaDomain, at: DmaAddr, len: u64, tables: FrameList) {
-        // The unmap's writes come before reading the counter: a flush that started later sees them.
-        fence(Ordering::SeqCst);
         let mut queue = self.queues.lock();
+        // The unmap's writes come before reading the counters: a flush that starts later sees them.
+        fence_after_lock();
         self.free_finished(domain, iovas, &mut queue);
-        while queue.len() >= CAPACITY {
+        while queue.len() >= self.mode.capacity() {
             // Nobody waits for an IOMMU with the lock held, so others may fill the queue meanwhile.
             drop(queue);
             let flushed = self.flush(domain);
@@ -73,9 +112,16 @@ impl FlushQueue {
         }
     }
 
-    /// What Linux's timer does every 10 ms: flush once, then free what that allows.
-    pub(crate) fn tick(&self, domain: &Domain, iovas: &IovaDomain) {
-        if self.armed.swap(false, Ordering::Relaxed) {
+    /// What Linux's timer does: flush once, then free what that allows.
+    pub(crate) fn tick(&self, domain: &Domain, iovas: &IovaDomain, now: Instant) {
+        if !self.armed.load(Ordering::Relaxed) {
+            return;
+        }
+        let armed_at = self.armed_at.load(Ordering::Relaxed).min(now.as_nanos());
+        if now.as_nanos() - armed_at < self.mode.timeout() {
+            self.armed_at.store(armed_at, Ordering::Relaxed);
+        } else if self.armed.swap(false, Ordering::Relaxed) {
+            self.armed_at.store(u64::MAX, Ordering::Relaxed);
             self.drain(domain, iovas);
         }
     }
@@ -129,8 +175,10 @@ impl FlushQueue {
             if let Some(entry) = queue.pop_front() {
                 // SAFETY: a flush of the whole domain that started after the range was queued has finished.
                 let flushed = unsafe { Flushed::assert() };
-                // SAFETY: for the same reason no IOMMU remembers the table pages.
-                unsafe { entry.tables.free(&**domain.platform()) };
+                if !entry.tables.is_empty() {
+                    // SAFETY: for the same reason no IOMMU remembers the table pages.
+                    unsafe { entry.tables.free(&**domain.platform()) };
+                }
                 iovas.free(entry.at, entry.len, &flushed);
             }
         }

@@ -191,7 +191,7 @@ impl Iommu {
     fn claim(&self, address: PciAddress, untrusted: bool) -> Option<Member> {
         let drivers = self.drivers.lock().clone();
         drivers.into_iter().find_map(|ops| match ops.probe_device(address) {
-            Ok(probed) => Some(Member::new(address, untrusted, ops, probed)),
+            Ok(probed) => Some(Member::new(address, untrusted, ops, probed, self.settings.forcedac)),
             // A device that its IOMMU cannot take stays blocked.
             Err(ProbeError::NotMine | ProbeError::Failed) => None,
         })
@@ -260,16 +260,18 @@ impl Iommu {
         self.faults.take().collect()
     }
 
-    /// What timers do in Linux: call it every few milliseconds. Flush queues are flushed, and a group whose flush failed is
-    /// blocked: until its type is changed, which gives it a new domain. The bounce pool grows, if a mapping found no room.
-    pub fn tick(&self, _now: Instant) {
+    /// What timers do in Linux: call it every 10 ms or so. Flush queues are flushed, depots of I/O addresses shrink, and a
+    /// group whose flush failed is blocked: until its type is changed, which gives it a new domain. The bounce pool grows,
+    /// if a mapping found no room.
+    pub fn tick(&self, now: Instant) {
         if let Some(bounce) = &self.bounce {
             bounce.grow();
         }
         for group in self.groups() {
             let Some(domain) = group.default_domain() else { continue };
             let Some(cookie) = domain.cookie() else { continue };
-            cookie.queue.tick(&domain, &cookie.iovas);
+            cookie.queue.tick(&domain, &cookie.iovas, now);
+            cookie.iovas.trim();
             if cookie.queue.has_failed() {
                 group.block(&domain);
             }

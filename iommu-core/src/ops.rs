@@ -119,6 +119,9 @@ pub struct Probed {
     pub aliases: Vec<RequesterId>,
     /// How many PASIDs the device and its IOMMU can tell apart, 0 for none (Linux: `max_pasids`). PASID 0 is among them.
     pub max_pasids: u32,
+    /// Whether a flush of a whole domain is dear for this device's IOMMU, as where a hypervisor emulates it: a lazy domain then
+    /// collects more and flushes less often (Linux: `shadow_on_flush`).
+    pub shadow_on_flush: bool,
 }
 
 /// Why a driver does not take a device.

@@ -5,7 +5,7 @@ mod common;
 use common::{Bench, Did, NIC, PAGE, Setup, map, map_page, unmap, unmap_page};
 use dma_api::{Attrs, Device, Direction};
 use iommu_core::{DomainType, GroupError};
-use platform::DmaAddr;
+use platform::{DmaAddr, Instant};
 
 /// Ranges that a queue holds before it flushes.
 const QUEUE: usize = 256;
@@ -40,19 +40,23 @@ fn an_unmap_takes_the_page_out_and_leaves_the_invalidation_for_later() {
 fn addresses_come_back_with_a_tick_and_not_before() {
     let bench = Setup::default().lazy().aperture(0, 0xffff).bench();
     let device = bench.bind_trusted(NIC);
-    let all: Vec<DmaAddr> = std::iter::from_fn(|| map_page(&device).ok()).collect();
+    let mut all: Vec<DmaAddr> = std::iter::from_fn(|| map_page(&device).ok()).collect();
     assert_eq!(all.len(), 15);
+    let kept = all.pop().unwrap();
     for &at in &all {
         unmap_page(&device, at).unwrap();
     }
-    map_page(&device).unwrap_err();
+    bench.toy.take_log();
     bench.tick();
-    let mut again: Vec<DmaAddr> = std::iter::from_fn(|| map_page(&device).ok()).collect();
+    assert_eq!(flushes(&bench), 1);
+    let mut again: Vec<DmaAddr> = (0..14).map(|_| map_page(&device).unwrap()).collect();
+    assert_eq!(flushes(&bench), 0, "they had come back");
     assert!(again.iter().all(|at| bench.toy.reach(NIC, *at, false).is_some()));
     again.sort_unstable();
-    let mut all = all;
     all.sort_unstable();
     assert_eq!(again, all);
+    map_page(&device).unwrap_err();
+    unmap_page(&device, kept).unwrap();
 }
 
 #[test]
@@ -68,7 +72,95 @@ fn addresses_come_back_only_with_their_own_flush() {
         bench.toy.reach(NIC, at, false).unwrap();
         unmap_page(&device, at).unwrap();
     }
+    bench.toy.take_log();
+    let at = map(&device, 0x20_0000, PAGE as usize, Direction::ToDevice).unwrap();
+    assert_eq!(bench.toy.reach(NIC, at, false), Some(0x20_0000), "not what was there before");
+    assert_eq!(flushes(&bench), 1);
+}
+
+#[test]
+fn when_addresses_run_out_the_queue_is_flushed() {
+    let bench = Setup::default().lazy().aperture(0, 0xffff).bench();
+    let device = bench.bind_trusted(NIC);
+    let all: Vec<DmaAddr> = std::iter::from_fn(|| map_page(&device).ok()).collect();
+    bench.toy.take_log();
     map_page(&device).unwrap_err();
+    assert_eq!(flushes(&bench), 0, "nothing waits");
+    for &at in &all {
+        bench.toy.reach(NIC, at, false).unwrap();
+        unmap_page(&device, at).unwrap();
+    }
+    // Of another size than what waits, and for a scatter list, too.
+    let at = map(&device, 0x20_0000, 4 * PAGE as usize, Direction::ToDevice).unwrap();
+    assert_eq!(flushes(&bench), 1);
+    assert_eq!(bench.toy.reach(NIC, at.wrapping_add(PAGE), false), Some(0x20_1000));
+    let left: Vec<DmaAddr> = std::iter::from_fn(|| map_page(&device).ok()).collect();
+    assert_eq!((left.len(), flushes(&bench)), (11, 0));
+    unmap(&device, at, 4 * PAGE as usize, Direction::ToDevice).unwrap();
+    let mut list = [dma_api::SgEntry::new(platform::PhysAddr::new(0x30_0000), 3 * PAGE as usize)];
+    // SAFETY: the toy's devices touch nothing by themselves.
+    unsafe { device.map_sg(&mut list, Direction::ToDevice, Attrs::empty()) }.unwrap();
+    assert_eq!((list[0].dma_address, flushes(&bench)), (at, 1));
+}
+
+#[test]
+fn when_addresses_run_out_and_the_flush_fails_they_stay_lost() {
+    let bench = Setup::default().lazy().aperture(0, 0x1fff).bench();
+    let device = bench.bind_trusted(NIC);
+    let at = map_page(&device).unwrap();
+    unmap_page(&device, at).unwrap();
+    bench.toy.set_silent(true);
+    map_page(&device).unwrap_err();
+    assert_eq!(bench.iommu.statistics().quarantined, PAGE);
+    bench.tick();
+    assert_eq!(bench.group(NIC).domain().unwrap().domain_type(), DomainType::Blocked);
+}
+
+#[test]
+fn where_a_flush_is_dear_one_queue_holds_more_and_waits_longer() {
+    let mut setup = Setup::default().lazy();
+    setup.knobs.shadow_on_flush = true;
+    let bench = setup.bench();
+    let device = bench.bind_trusted(NIC);
+    device.set_mask(u64::MAX).unwrap();
+    bench.toy.take_log();
+    const SINGLE_QUEUE: usize = 32_768;
+    let held: Vec<DmaAddr> = (0..SINGLE_QUEUE + 1).map(|_| map_page(&device).unwrap()).collect();
+    let (last, rest) = held.split_last().unwrap();
+    for &at in rest {
+        unmap_page(&device, at).unwrap();
+    }
+    bench.toy.take_log();
+    // A second after the first tick that finds something, not before; and then not at once again.
+    let tick = |ms: u64| bench.iommu.tick(Instant::from_nanos(ms * 1_000_000));
+    [5_000, 5_010, 5_999].into_iter().for_each(tick);
+    assert_eq!(flushes(&bench), 0);
+    // A full queue does not wait.
+    unmap_page(&device, *last).unwrap();
+    assert_eq!(flushes(&bench), 1);
+    tick(6_000);
+    assert_eq!(flushes(&bench), 1, "the last one came after the flush");
+    tick(8_000);
+    assert_eq!(flushes(&bench), 0, "nothing waits");
+    let at = map_page(&device).unwrap();
+    unmap_page(&device, at).unwrap();
+    [8_100, 9_099].into_iter().for_each(tick);
+    assert_eq!(flushes(&bench), 0);
+    tick(9_100);
+    assert_eq!(flushes(&bench), 1);
+}
+
+#[test]
+fn a_driver_that_cannot_defer_is_strict() {
+    let mut setup = Setup::default().lazy();
+    setup.knobs.can_defer = false;
+    let bench = setup.bench();
+    assert_eq!(bench.group(NIC).domain_type(), Some(DomainType::Dma));
+    let device = bench.bind_trusted(NIC);
+    bench.toy.take_log();
+    let at = map_page(&device).unwrap();
+    unmap_page(&device, at).unwrap();
+    assert_eq!(flushes(&bench), 1);
 }
 
 #[test]

@@ -78,6 +78,8 @@ pub unsafe trait Frames: Send + Sync + fmt::Debug {
 
     /// The physically contiguous extent that starts at `at` and is at most `len` bytes long, or `None` when this memory
     /// is not the machine's RAM. A kernel's heap is RAM; on a simulated machine the process's heap is not.
+    ///
+    /// Asked only about what [`Window::translate`] does not know.
     fn translate(&self, at: *const u8, len: usize) -> Option<Extent>;
 }
 
@@ -86,6 +88,9 @@ pub unsafe trait Frames: Send + Sync + fmt::Debug {
 pub struct Window {
     /// What to add to a physical address, wrapping.
     offset: usize,
+    /// First address and length of one stretch of RAM, as the CPU sees it.
+    ram: usize,
+    ram_len: usize,
 }
 
 impl Window {
@@ -98,7 +103,25 @@ impl Window {
     /// # Safety
     /// Every frame that the machine's [`Frames`] hands out is at that distance, readable and writable.
     pub const unsafe fn new(offset: usize) -> Self {
-        Self { offset }
+        Self { offset, ram: 0, ram_len: 0 }
+    }
+
+    /// The same window, which knows that the `len` bytes of physical memory from `first` on are all RAM: the machine's largest
+    /// stretch of it, best. What lies there is translated without asking [`Frames::translate`].
+    ///
+    /// # Safety
+    /// What the CPU sees there through the window is RAM, or memory that nobody passes to the DMA API.
+    #[must_use]
+    pub const unsafe fn with_ram(self, first: PhysAddr, len: usize) -> Self {
+        Self { ram: (first.get() as usize).wrapping_add(self.offset), ram_len: len, ..self }
+    }
+
+    /// The physical address of `len` bytes at `at` that all lie in the RAM that the window knows; `None` says nothing:
+    /// [`Frames::translate`] may know more.
+    #[inline]
+    pub fn translate(self, at: *const u8, len: usize) -> Option<PhysAddr> {
+        let before = at.addr().wrapping_sub(self.ram);
+        (before < self.ram_len && len <= self.ram_len - before).then(|| self.phys(at))
     }
 
     /// Where the CPU sees `at`. The pointer is only as good as the frame behind it.

@@ -51,6 +51,10 @@ impl PageSizes {
             return None;
         }
         let addresses = iova | phys;
+        // By far the most common range: one page.
+        if len == self.smallest() && addresses & (len - 1) == 0 {
+            return Some(Run { page_size: len, count: 1 });
+        }
         // All sizes that are no longer than the range, then of those the ones that both addresses are aligned to.
         let fitting = self.0 & (u64::MAX >> len.leading_zeros());
         let aligned =

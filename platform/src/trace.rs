@@ -18,7 +18,7 @@ pub struct Event {
 #[inline(always)]
 pub fn event(name: &'static str, address: u64, len: u64) {
     #[cfg(all(feature = "trace", feature = "std"))]
-    recorder::event(Event { name, address, len });
+    recorder::event(name, address, len);
     #[cfg(not(all(feature = "trace", feature = "std")))]
     let _ = (name, address, len);
 }
@@ -56,15 +56,17 @@ mod recorder {
         (result, EVENTS.take())
     }
 
+    // Not an `Event`: it would be written to the stack even when nobody records.
     #[inline(always)]
-    pub(super) fn event(event: Event) {
+    pub(super) fn event(name: &'static str, address: u64, len: u64) {
         if ON.get() {
-            keep(event);
+            keep(name, address, len);
         }
     }
 
     #[cold]
-    fn keep(event: Event) {
-        EVENTS.with_borrow_mut(|events| events.push(event));
+    #[inline(never)]
+    fn keep(name: &'static str, address: u64, len: u64) {
+        EVENTS.with_borrow_mut(|events| events.push(Event { name, address, len }));
     }
 }

@@ -9,6 +9,7 @@ use super::attach::set_domain;
 use super::{Group, GroupError, State};
 use crate::cookie::DmaCookie;
 use crate::domain::Domain;
+use crate::flush_queue::QueueMode;
 use crate::ops::{Capability, DomainError, DomainOps, DomainType, PagingFlags};
 use crate::resv::{ResvRegion, ResvType};
 
@@ -51,8 +52,7 @@ impl Group {
                 return Err(GroupError::NeedsTrust(DomainType::DmaFq));
             }
             check_type(&state, DomainType::DmaFq)?;
-            current.make_lazy();
-            return Ok(());
+            return Ok(current.make_lazy()?);
         }
         if state.owners != 0 {
             return Err(GroupError::Owned);
@@ -175,8 +175,14 @@ fn alloc(group: &Group, state: &State, kind: DomainType) -> Result<Arc<Domain>, 
             let ops = alloc_paging(state)?;
             let regions: Vec<_> =
                 state.members.iter().flat_map(|member| member.regions.iter().copied()).collect();
-            let cookie = DmaCookie::new(&*ops, &regions, CPUS).map_err(|_| DomainError::Exhausted)?;
-            Ok(Arc::new(Domain::new(kind, ops, owner, platform, Some(cookie))))
+            let single = state.members.iter().any(|member| member.shadow_on_flush);
+            let mode = if single { QueueMode::Single } else { QueueMode::PerCpu };
+            let cookie = DmaCookie::new(&*ops, &regions, mode, CPUS).map_err(|_| DomainError::Exhausted)?;
+            let domain = Domain::new(DomainType::Dma, ops, owner, platform, Some(cookie));
+            if kind == DomainType::DmaFq {
+                domain.make_lazy()?;
+            }
+            Ok(Arc::new(domain))
         }
         other => Err(GroupError::TypeNotAllowed(other)),
     }

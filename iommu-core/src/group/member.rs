@@ -4,7 +4,7 @@ use alloc::sync::Arc;
 use alloc::vec::Vec;
 
 use platform::pci::{PciAddress, RequesterId};
-use platform::sync::atomic::{AtomicU8, Ordering};
+use platform::sync::atomic::{AtomicBool, AtomicU8, Ordering};
 use platform::trace;
 
 use crate::domain::Domain;
@@ -12,40 +12,58 @@ use crate::fault::FaultPort;
 use crate::ops::{AttachError, DeviceGroup, IommuOps, Probed};
 use crate::resv::{ResvRegion, ResvType};
 
-/// What keeps a device's driver from mapping: looked at by each map, so it is one word.
+/// What a driver's maps must know of its device.
 #[derive(Debug)]
-pub(crate) struct Status(AtomicU8);
+pub(crate) struct Status {
+    /// What keeps the driver from mapping: one word, since each map looks at it.
+    bits: AtomicU8,
+    /// Whether I/O addresses below 4 GiB ran out for this device once, or need not be tried: if not, they come first, since
+    /// some devices can do less than they say (Linux: `pci_32bit_workaround`).
+    low_is_full: AtomicBool,
+}
 
 impl Status {
     const GONE: u8 = 1;
     const DEFERRED: u8 = 2;
 
-    fn new(deferred: bool) -> Self {
-        Self(AtomicU8::new(if deferred { Self::DEFERRED } else { 0 }))
+    fn new(deferred: bool, forcedac: bool) -> Self {
+        Self {
+            bits: AtomicU8::new(if deferred { Self::DEFERRED } else { 0 }),
+            low_is_full: AtomicBool::new(forcedac),
+        }
     }
 
     /// Nothing does.
     #[inline]
     pub(crate) fn is_plain(&self) -> bool {
-        self.0.load(Ordering::Relaxed) == 0
+        self.bits.load(Ordering::Relaxed) == 0
     }
 
     /// The device has been removed.
     pub(crate) fn is_gone(&self) -> bool {
-        self.0.load(Ordering::Relaxed) & Self::GONE != 0
+        self.bits.load(Ordering::Relaxed) & Self::GONE != 0
     }
 
     pub(crate) fn set_gone(&self) {
-        self.0.fetch_or(Self::GONE, Ordering::Relaxed);
+        self.bits.fetch_or(Self::GONE, Ordering::Relaxed);
     }
 
     /// The device waits for its driver's first map with being attached.
     pub(crate) fn is_deferred(&self) -> bool {
-        self.0.load(Ordering::Relaxed) & Self::DEFERRED != 0
+        self.bits.load(Ordering::Relaxed) & Self::DEFERRED != 0
+    }
+
+    #[inline]
+    pub(crate) fn is_low_full(&self) -> bool {
+        self.low_is_full.load(Ordering::Relaxed)
+    }
+
+    pub(crate) fn set_low_full(&self) {
+        self.low_is_full.store(true, Ordering::Relaxed);
     }
 
     fn clear_deferred(&self) {
-        self.0.fetch_and(!Self::DEFERRED, Ordering::Relaxed);
+        self.bits.fetch_and(!Self::DEFERRED, Ordering::Relaxed);
     }
 }
 
@@ -60,6 +78,8 @@ pub(crate) struct Member {
     pub(crate) regions: Vec<ResvRegion>,
     /// 0 for a device without PASIDs.
     pub(crate) max_pasids: u32,
+    /// See [`Probed`].
+    pub(crate) shadow_on_flush: bool,
     pub(crate) grouping: DeviceGroup,
     pub(crate) port: Arc<FaultPort>,
     pub(crate) status: Arc<Status>,
@@ -69,16 +89,23 @@ pub(crate) struct Member {
 
 impl Member {
     /// A device that `ops` has claimed.
-    pub(crate) fn new(address: PciAddress, untrusted: bool, ops: Arc<dyn IommuOps>, probed: Probed) -> Self {
+    pub(crate) fn new(
+        address: PciAddress,
+        untrusted: bool,
+        ops: Arc<dyn IommuOps>,
+        probed: Probed,
+        forcedac: bool,
+    ) -> Self {
         Self {
             address,
             untrusted,
             aliases: probed.aliases,
             regions: ops.resv_regions(address),
             max_pasids: probed.max_pasids,
+            shadow_on_flush: probed.shadow_on_flush,
             grouping: ops.device_group(address),
             port: Arc::new(FaultPort::new(address, Arc::clone(&ops))),
-            status: Arc::new(Status::new(ops.is_attach_deferred(address))),
+            status: Arc::new(Status::new(ops.is_attach_deferred(address), forcedac)),
             resetting: false,
             ops,
         }

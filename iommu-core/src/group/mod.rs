@@ -268,8 +268,7 @@ impl Group {
         let bounce = self.bounce.clone();
         Ok(match domain.cookie().cloned() {
             Some(cookie) => {
-                let low_first = !self.settings.forcedac;
-                let ops = IommuDma::new(domain, cookie, bounce, low_first, member.status, ownership);
+                let ops = IommuDma::new(domain, cookie, bounce, member.status, ownership);
                 builder.build(Arc::new(ops), platform)
             }
             None => {

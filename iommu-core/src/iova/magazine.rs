@@ -47,9 +47,10 @@ impl Magazine {
         room
     }
 
-    fn drain(&mut self) -> impl Iterator<Item = u64> + '_ {
+    /// Empties it and says what was in it.
+    pub(super) fn drain(&mut self) -> &[u64] {
         let len = core::mem::take(&mut self.len);
-        self.pages[..len].iter().copied()
+        &self.pages[..len]
     }
 }
 
@@ -106,10 +107,10 @@ impl Cache {
         self.loaded[order].push(page)
     }
 
-    pub(super) fn drain(&mut self, mut give_back: impl FnMut(usize, u64)) {
+    pub(super) fn drain(&mut self, mut give_back: impl FnMut(usize, &[u64])) {
         for magazines in [&mut self.loaded, &mut self.previous] {
             for (order, magazine) in magazines.iter_mut().enumerate() {
-                magazine.drain().for_each(|page| give_back(order, page));
+                give_back(order, magazine.drain());
             }
         }
     }
@@ -157,19 +158,27 @@ impl Depot {
     fn exchange_empty(&mut self, order: usize, magazine: &mut Box<Magazine>) {
         if let Some(full) = self.full[order].pop() {
             let empty = core::mem::replace(magazine, full);
-            if self.empty.len() < self.empty.capacity() {
-                self.empty.push(empty);
-            }
+            self.put_empty(empty);
         }
     }
 
-    pub(super) fn drain(&mut self, mut give_back: impl FnMut(usize, u64)) {
-        for (order, magazines) in self.full.iter_mut().enumerate() {
-            for mut magazine in magazines.drain(..) {
-                magazine.drain().for_each(|page| give_back(order, page));
-                if self.empty.len() < self.empty.capacity() {
-                    self.empty.push(magazine);
-                }
+    /// Takes a full magazine out, if there are more than `keep`.
+    pub(super) fn take_surplus(&mut self, order: usize, keep: usize) -> Option<Box<Magazine>> {
+        if self.full[order].len() > keep { self.full[order].pop() } else { None }
+    }
+
+    /// Keeps an empty magazine for when one is wanted.
+    pub(super) fn put_empty(&mut self, magazine: Box<Magazine>) {
+        if self.empty.len() < self.empty.capacity() {
+            self.empty.push(magazine);
+        }
+    }
+
+    pub(super) fn drain(&mut self, mut give_back: impl FnMut(usize, &[u64])) {
+        for order in 0..ORDERS {
+            while let Some(mut magazine) = self.take_surplus(order, 0) {
+                give_back(order, magazine.drain());
+                self.put_empty(magazine);
             }
         }
     }

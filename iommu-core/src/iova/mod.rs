@@ -118,7 +118,6 @@ impl IovaDomain {
             && let Some(mut cache) = self.caches.try_lock()
             && let Some(page) = cache.pop(order, limit, &self.depot)
         {
-            cache.counts.taken += 1;
             cache.counts.hits += 1;
             return Some(DmaAddr::new(page << self.shift));
         }
@@ -173,20 +172,39 @@ impl IovaDomain {
     /// What was done so far, on all CPUs.
     pub fn counts(&self) -> Counts {
         let shared = self.shared.lock().counts;
+        // What was taken came from the tree or from a magazine.
         self.caches.iter().fold(shared, |sum, cache| Counts {
-            taken: sum.taken + cache.counts.taken,
+            taken: sum.taken + cache.counts.hits,
             given_back: sum.given_back + cache.counts.given_back,
             hits: sum.hits + cache.counts.hits,
         })
+    }
+
+    /// Gives back a magazine of each size while the depot has more of them than there are CPUs: what a burst has left there
+    /// serves other sizes again after a while (Linux: `iova_depot_work_func`). To be called now and then.
+    #[doc(alias = "iova_depot_work_func")]
+    pub fn trim(&self) {
+        for order in 0..ORDERS {
+            let surplus = self.depot.lock().take_surplus(order, self.caches.len());
+            if let Some(mut magazine) = surplus {
+                self.give_back_all(order, magazine.drain());
+                self.depot.lock().put_empty(magazine);
+            }
+        }
     }
 
     /// Empties all magazines into the tree (Linux: `free_cpu_cached_iovas`, `free_global_cached_iovas`).
     #[doc(alias = "free_cpu_cached_iovas")]
     pub fn drain(&self) {
         for mut cache in self.caches.iter() {
-            cache.drain(|order, page| self.shared.lock().tree.give_back(page, 1 << order));
+            cache.drain(|order, pages| self.give_back_all(order, pages));
         }
-        self.depot.lock().drain(|order, page| self.shared.lock().tree.give_back(page, 1 << order));
+        self.depot.lock().drain(|order, pages| self.give_back_all(order, pages));
+    }
+
+    fn give_back_all(&self, order: usize, pages: &[u64]) {
+        let mut shared = self.shared.lock();
+        pages.iter().for_each(|&page| shared.tree.give_back(page, 1 << order));
     }
 }
 

@@ -36,6 +36,7 @@ pub struct Knobs {
     pub aliases: BTreeMap<PciAddress, Vec<RequesterId>>,
     pub not_mine: BTreeSet<PciAddress>,
     pub can_defer: bool,
+    pub shadow_on_flush: bool,
     pub has_identity: bool,
     /// Without it an empty domain blocks.
     pub has_blocked: bool,
@@ -66,6 +67,7 @@ impl Default for Knobs {
             aliases: BTreeMap::new(),
             not_mine: BTreeSet::new(),
             can_defer: true,
+            shadow_on_flush: false,
             has_identity: true,
             has_blocked: true,
             has_release: false,
@@ -269,7 +271,7 @@ unsafe impl IommuOps for Toy {
         }
         let aliases = self.shared.knobs.aliases.get(&dev).cloned().unwrap_or_default();
         let max_pasids = self.shared.knobs.max_pasids.get(&dev).copied().unwrap_or_default();
-        Ok(Probed { aliases, max_pasids })
+        Ok(Probed { aliases, max_pasids, shadow_on_flush: self.shared.knobs.shadow_on_flush })
     }
 
     fn probe_finalize(&self, dev: PciAddress) {

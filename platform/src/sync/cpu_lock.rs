@@ -34,6 +34,17 @@ pub struct CpuLockGuard<'a, T> {
     _thread: core::marker::PhantomData<*mut ()>,
 }
 
+/// Orders everything before it against everything after it, where a lock of this kind has just been taken (Linux:
+/// `smp_mb__after_spinlock`). On x86-64 taking the lock has done that already, so there this keeps the compiler in order alone.
+#[doc(alias = "smp_mb__after_spinlock")]
+#[inline(always)]
+pub fn fence_after_lock() {
+    #[cfg(all(target_arch = "x86_64", not(loom)))]
+    core::sync::atomic::compiler_fence(Ordering::SeqCst);
+    #[cfg(not(all(target_arch = "x86_64", not(loom))))]
+    super::atomic::fence(Ordering::SeqCst);
+}
+
 impl<T> CpuLock<T> {
     /// A free lock around `value`.
     #[cfg(not(loom))]

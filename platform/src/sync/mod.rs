@@ -9,7 +9,7 @@ mod mutex;
 mod per_cpu;
 pub mod words;
 
-pub use cpu_lock::{CpuLock, CpuLockGuard};
+pub use cpu_lock::{CpuLock, CpuLockGuard, fence_after_lock};
 pub use mutex::{Mutex, MutexGuard};
 pub use per_cpu::PerCpu;
 

@@ -15,7 +15,7 @@ use platform::{
     CacheMaintenance, Clock, DmaAddr, Extent, FrameRequest, Frames, Instant, OutOfFrames, PhysAddr, Platform,
     Window,
 };
-use swiotlb::{Swiotlb, SwiotlbDma};
+use swiotlb::{Config, Swiotlb, SwiotlbDma};
 
 const FRAME: usize = 4096;
 
@@ -38,7 +38,8 @@ impl Heap {
 /// A device that is trusted and reaches everything, with a pool for what must be copied.
 pub fn device(heap: &Arc<Heap>) -> Arc<Device> {
     let platform: Arc<dyn Platform> = heap.clone();
-    let pool = Swiotlb::new(&platform, 256 << 10, PhysAddr::new(u64::MAX), 1).unwrap();
+    let config = Config { size: 256 << 10, limit: PhysAddr::new(u64::MAX), ..Config::default() };
+    let pool = Swiotlb::new(&platform, &config).unwrap();
     // SAFETY: the device is a function of the test, which touches what it was given.
     let ops = unsafe { SwiotlbDma::new(platform.clone(), Some(Arc::new(pool)), ()) };
     let device = DeviceBuilder::new("0000:00:03.0").build(Arc::new(ops), platform);
