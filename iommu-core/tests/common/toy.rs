@@ -192,6 +192,13 @@ impl Toy {
         self.state().domains.values().filter(|domain| domain.strong_count() != 0).count()
     }
 
+    /// Whether the domain of a device can have PASIDs beside it.
+    pub fn has_room_for_pasids(&self, device: PciAddress) -> bool {
+        let state = self.state();
+        let domain = state.attached.get(&device).and_then(|id| state.domains.get(id)?.upgrade());
+        domain.is_some_and(|domain| domain.flags.contains(PagingFlags::PASID))
+    }
+
     /// The domain of a PASID.
     pub fn pasid(&self, device: PciAddress, pasid: u32) -> Option<u32> {
         self.state().pasids.get(&(device, pasid)).copied()
