@@ -64,6 +64,11 @@ impl Host {
         self.live.lock().unwrap().values().sum()
     }
 
+    /// What is handed out: first frames and sizes.
+    pub fn allocations(&self) -> BTreeMap<u64, usize> {
+        self.live.lock().unwrap().clone()
+    }
+
     /// What was done to the caches since the last call.
     pub fn take_cache(&self) -> Vec<Cache> {
         std::mem::take(&mut self.cache.lock().unwrap())
