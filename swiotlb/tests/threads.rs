@@ -4,10 +4,10 @@ mod common;
 
 use std::sync::Barrier;
 
-use common::{Host, Original, SEGMENT, pattern, pool, trusted};
+use common::{Host, Original, SEGMENT, configured, pattern, pool, trusted};
 use dma_api::{Attrs, Direction, DmaError};
 use platform::PhysAddr;
-use swiotlb::{SLOT_SIZE, Statistics};
+use swiotlb::{Config, SLOT_SIZE, Statistics};
 
 const THREADS: usize = 4;
 
@@ -51,6 +51,49 @@ fn threads_get_runs_of_their_own_and_the_counts_agree() {
     assert_eq!((slots, used, maps), (256, 0, (THREADS * ROUNDS * LENS.len()) as u64));
     let each: usize = LENS.iter().map(|len| len.div_ceil(SLOT_SIZE)).sum();
     assert!((each..=THREADS * each).contains(&high_water), "{high_water}");
+}
+
+#[test]
+fn threads_keep_their_data_while_the_pool_grows() {
+    const ROUNDS: usize = 200;
+    let host = Host::new();
+    let config = Config { size: SEGMENT, max_size: SEGMENT + (4 << 20), areas: 2, ..Config::default() };
+    let pool = configured(&host, &config);
+    let barrier = Barrier::new(THREADS);
+    let (dir, attrs) = (Direction::Bidirectional, Attrs::empty());
+    std::thread::scope(|scope| {
+        for thread in 0..THREADS {
+            let (pool, host, barrier) = (&pool, &host, &barrier);
+            scope.spawn(move || {
+                barrier.wait();
+                for round in 0..ROUNDS {
+                    let seed = (thread * 64 + round % 64) as u8;
+                    let originals = [100_000, 3000, 1].map(|len| Original::new(round, &pattern(seed, len)));
+                    let copies = originals.each_ref().map(|original| {
+                        // SAFETY: the originals outlive the mappings, which end below.
+                        unsafe { pool.map(&trusted(), original.ptr(), original.len, 0, dir, attrs) }.unwrap()
+                    });
+                    if thread == 0 && round % 50 == 49 {
+                        pool.grow();
+                    }
+                    for (copy, original) in copies.iter().zip(&originals) {
+                        assert!(pool.contains(*copy));
+                        assert!(host.device_read(copy.get(), original.len) == pattern(seed, original.len));
+                        host.device_write(copy.get(), &pattern(!seed, original.len));
+                    }
+                    for (copy, original) in copies.into_iter().zip(&originals) {
+                        // SAFETY: mapped above, ended once.
+                        unsafe { pool.unmap(copy, original.len, dir, attrs) };
+                        assert!(original.read() == pattern(!seed, original.len));
+                    }
+                }
+            });
+        }
+    });
+    assert!(pool.is_consistent());
+    let Statistics { slots, used, transient_slots, maps, clamped, .. } = pool.statistics();
+    assert_eq!((used, transient_slots, maps, clamped), (0, 0, (THREADS * ROUNDS * 3) as u64, 0));
+    assert_eq!(host.live(), slots * SLOT_SIZE, "transient memory went back");
 }
 
 #[test]
