@@ -161,7 +161,7 @@ unsafe impl DomainOps for PagingDomain {
     unsafe fn unmap(&self, iova: DmaAddr, len: u64, gather: &mut IotlbGather<'_>) -> u64 {
         trace::event("amd_iommu_unmap", iova.get(), len);
         // SAFETY: the caller's promise.
-        unsafe { self.table.unmap(iova, len, gather) }
+        unsafe { self.table.unmap_range(iova, len, gather) }
     }
 
     fn needs_sync_map(&self) -> bool {

@@ -196,7 +196,7 @@ fn unmap(
     let len = (input.word() + 1) << [12, 12, 16, 21, 30][input.byte() as usize % 5];
     let mut gather = IotlbGather::new(leaks);
     // SAFETY: there is one thread.
-    let unmapped = unsafe { table.unmap(DmaAddr::new(iova), len, &mut gather) };
+    let unmapped = unsafe { table.unmap_range(DmaAddr::new(iova), len, &mut gather) };
     let reached = DmaAddr::new(iova).last_of(len).is_some_and(|last| last <= table.aperture().1);
     assert_eq!(unmapped, if reached { model.unmap(iova, len) } else { 0 });
     let range = gather.range().map(|(first, last)| (first.get(), last.get()));

@@ -119,4 +119,28 @@ impl<F: Format> Entries<F> {
         }
         words::fill(self.words(table, index, count), entry);
     }
+
+    /// Clears entries until one comes whose bits under `mask` are not `value`, and says how many that are. Relaxed: the owner
+    /// of the table invalidates before anything of it is used again.
+    #[inline]
+    pub(crate) fn clear_matching(
+        &self,
+        table: PhysAddr,
+        index: usize,
+        count: usize,
+        (mask, value): (u64, u64),
+    ) -> usize {
+        if F::ENTRY_BYTES == 4 || count == 1 {
+            let matches = |n: &usize| self.load(table, index + n, Ordering::Relaxed) & mask == value;
+            let cleared = (0..count).take_while(|n| {
+                let found = matches(n);
+                if found {
+                    self.store(table, index + n, 0, Ordering::Relaxed);
+                }
+                found
+            });
+            return cleared.count();
+        }
+        words::clear_matching(self.words(table, index, count), mask, value)
+    }
 }

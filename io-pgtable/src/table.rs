@@ -2,7 +2,7 @@
 
 use core::fmt;
 
-use platform::{DmaAddr, IotlbGather, MapError, PageSizes, PhysAddr, Prot};
+use platform::{DmaAddr, Extent, IotlbGather, MapError, PageSizes, PhysAddr, Prot};
 
 /// Where an I/O address leads.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -53,12 +53,56 @@ pub unsafe trait IoPageTable: Send + Sync + fmt::Debug {
         prot: Prot,
     ) -> (u64, Result<(), MapError>);
 
-    /// Unmaps a range and collects what must be invalidated (Linux: `unmap_pages`). Returns the bytes unmapped: it stops at
-    /// a hole and at a page that begins before the range, and takes a page whole that ends behind it.
+    /// Maps a range of any length by the largest pages that the alignment of both addresses allows (Linux: `map_range` of
+    /// `pt_iommu_ops`). Otherwise as [`IoPageTable::map_pages`].
+    ///
+    /// # Errors
+    /// As [`IoPageTable::map_pages`]; [`MapError::NoPageSize`] where not even the smallest page fits, also half-way.
+    ///
+    /// # Safety
+    /// As [`IoPageTable::map_pages`].
+    unsafe fn map_range(
+        &self,
+        iova: DmaAddr,
+        phys: PhysAddr,
+        len: u64,
+        prot: Prot,
+    ) -> (u64, Result<(), MapError>);
+
+    /// Maps extents of memory one behind the other, in one walk (Linux: `iommu_map_sg`). Extents that follow each other in memory
+    /// may share a page.
+    ///
+    /// # Errors
+    /// As [`IoPageTable::map_range`].
+    ///
+    /// # Safety
+    /// As [`IoPageTable::map_pages`].
+    unsafe fn map_sg(&self, iova: DmaAddr, list: &[Extent], prot: Prot) -> (u64, Result<(), MapError>);
+
+    /// Unmaps a range of any length and collects what must be invalidated (Linux: `unmap_range` of `pt_iommu_ops`). Returns the
+    /// bytes unmapped: it stops at a hole and at a page that begins before the range, and takes a page whole that ends behind
+    /// it.
     ///
     /// # Safety
     /// Nobody else touches this range of I/O addresses meanwhile.
-    unsafe fn unmap(&self, iova: DmaAddr, len: u64, gather: &mut IotlbGather<'_>) -> u64;
+    unsafe fn unmap_range(&self, iova: DmaAddr, len: u64, gather: &mut IotlbGather<'_>) -> u64;
+
+    /// The same by page size and count (Linux: `unmap_pages`). What is unmapped is what is there, of whatever size.
+    ///
+    /// # Safety
+    /// As [`IoPageTable::unmap_range`].
+    #[inline]
+    unsafe fn unmap_pages(
+        &self,
+        iova: DmaAddr,
+        page_size: u64,
+        count: usize,
+        gather: &mut IotlbGather<'_>,
+    ) -> u64 {
+        let len = page_size.saturating_mul(count as u64);
+        // SAFETY: the caller's promise.
+        unsafe { self.unmap_range(iova, len, gather) }
+    }
 
     /// Where an I/O address leads (Linux: `iova_to_phys`).
     fn iova_to_phys(&self, iova: DmaAddr) -> Option<Translation>;

@@ -59,7 +59,7 @@ fn unmap(table: &PageTable<AmdV1>, iova: u64, len: u64) -> u64 {
     let leaks = LeakCounter::new();
     let mut gather = IotlbGather::new(&leaks);
     // SAFETY: there is one thread.
-    let unmapped = unsafe { table.unmap(DmaAddr::new(iova), len, &mut gather) };
+    let unmapped = unsafe { table.unmap_range(DmaAddr::new(iova), len, &mut gather) };
     // SAFETY: no IOMMU reads the table, and its pages are the heap's.
     let _ = unsafe { gather.flushed(&Heap) };
     unmapped

@@ -70,7 +70,7 @@ impl<F: Format> Bed<F> {
         let leaks = LeakCounter::new();
         let mut gather = IotlbGather::new(&leaks);
         // SAFETY: as for `map`.
-        assert_eq!(unsafe { self.table.unmap(DmaAddr::new(iova), len, &mut gather) }, len);
+        assert_eq!(unsafe { self.table.unmap_range(DmaAddr::new(iova), len, &mut gather) }, len);
         // SAFETY: there is no IOMMU that could remember anything.
         let _flushed = unsafe { gather.flushed(&*self.frames) };
     }

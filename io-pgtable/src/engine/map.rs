@@ -1,18 +1,51 @@
 //! Mapping.
 
 use platform::sync::atomic::{Ordering, fence};
-use platform::{DmaAddr, MapError, PhysAddr, Prot, trace};
+use platform::{DmaAddr, Extent, MapError, PhysAddr, Prot};
 
 use super::{PageTable, low_bits};
 use crate::format::{Decoded, Format};
 use crate::table::{IoPageTable, Root};
 
 /// What a map did: bytes, and why it stopped.
-type Mapped = (u64, Result<(), MapError>);
+pub(super) type Mapped = (u64, Result<(), MapError>);
+
+/// A piece of a mapping: the bits that are looked up, and where they lead.
+#[derive(Clone, Copy)]
+struct Piece {
+    iova: u64,
+    phys: PhysAddr,
+    len: u64,
+    prot: Prot,
+}
+
+impl Piece {
+    fn advance(&mut self, bytes: u64) {
+        self.iova = self.iova.wrapping_add(bytes);
+        self.phys = self.phys.wrapping_add(bytes);
+        self.len -= bytes;
+    }
+}
+
+/// The table that was found last, so that the next entry in it needs no walk.
+struct Position {
+    table: PhysAddr,
+    /// 0 when nothing was found yet.
+    level: u32,
+    /// The address above the table's index.
+    key: u64,
+}
+
+impl Position {
+    const fn nowhere() -> Self {
+        Self { table: PhysAddr::new(0), level: 0, key: 0 }
+    }
+}
 
 impl<F: Format> PageTable<F> {
+    /// One page or more of one size.
     #[inline]
-    pub(super) fn map_pages_(
+    pub(super) fn map_sized(
         &self,
         iova: DmaAddr,
         phys: PhysAddr,
@@ -20,61 +53,133 @@ impl<F: Format> PageTable<F> {
         count: usize,
         prot: Prot,
     ) -> Mapped {
-        trace::event("io_pgtable_ops.map_pages", iova.get(), page_size.saturating_mul(count as u64));
-        let root = self.root();
-        match self.check(root, iova, phys, page_size, count, prot) {
-            Ok((address, _)) if count == 1 => {
-                self.map_page(root, address, phys, page_size.trailing_zeros(), prot)
+        let out_of_range = MapError::OutOfRange(iova);
+        if !self.shape.page_sizes.contains(page_size) || (iova.get() | phys.get()) & (page_size - 1) != 0 {
+            return (0, Err(MapError::NoPageSize(iova)));
+        }
+        let shift = page_size.trailing_zeros();
+        let Some(len) = page_size.checked_mul(count as u64) else { return (0, Err(out_of_range)) };
+        let (root, address) = match self.check(iova, phys, len, prot) {
+            Ok(checked) => checked,
+            Err(error) => return (0, Err(error)),
+        };
+        let level = F::leaf_level(shift);
+        // The top level has its entries for tables and for pages of its own size.
+        if level > root.level {
+            return (0, Err(out_of_range));
+        }
+        let piece = Piece { iova: address, phys, len, prot };
+        if count != 1 || shift != F::level_shift(level) {
+            return self.map_run(root, &mut Position::nowhere(), piece, shift);
+        }
+        // One entry: the usual call.
+        match self.table_for(root, address, level) {
+            Ok((table, _)) => {
+                let index = Self::index_below(root, address, level);
+                if self.entries.load(table, index, Ordering::Relaxed) != 0 {
+                    return self.map_around(root, table, piece, shift);
+                }
+                // Release: the memory's contents, zeros included, are there before a device can reach them.
+                let leaf = self.format.leaf(phys, shift, level, prot);
+                self.entries.store(table, index, leaf, Ordering::Release);
+                (len, Ok(()))
             }
-            Ok((address, len)) => self.map_run(root, address, phys, page_size.trailing_zeros(), len, prot),
             Err(error) => (0, Err(error)),
         }
     }
 
-    /// Checks a run of pages against the format and the top, and returns the bits that are looked up and its length in bytes.
+    /// Any range, by the largest pages that fit.
+    pub(super) fn map_fitting(&self, iova: DmaAddr, phys: PhysAddr, len: u64, prot: Prot) -> Mapped {
+        match self.check(iova, phys, len, prot) {
+            Ok((root, address)) => {
+                let piece = Piece { iova: address, phys, len, prot };
+                self.map_piece(root, &mut Position::nowhere(), piece)
+            }
+            Err(error) => (0, Err(error)),
+        }
+    }
+
+    /// Extents of memory, one behind the other.
+    pub(super) fn map_list(&self, iova: DmaAddr, list: &[Extent], prot: Prot) -> Mapped {
+        let mut position = Position::nowhere();
+        let mut done = 0;
+        let mut rest = list.iter().copied().peekable();
+        while let Some(mut extent) = rest.next() {
+            // Neighbours in memory may have larger pages together.
+            while let Some(next) =
+                rest.next_if(|next| extent.phys.checked_add(extent.len as u64) == Some(next.phys))
+            {
+                extent.len += next.len;
+            }
+            if extent.len == 0 {
+                continue;
+            }
+            let at = iova.wrapping_add(done);
+            let (root, address) = match self.check(at, extent.phys, extent.len as u64, prot) {
+                Ok(checked) => checked,
+                Err(error) => return (done, Err(error)),
+            };
+            let piece = Piece { iova: address, phys: extent.phys, len: extent.len as u64, prot };
+            let (part, result) = self.map_piece(root, &mut position, piece);
+            done += part;
+            if result.is_err() {
+                return (done, result);
+            }
+        }
+        (done, Ok(()))
+    }
+
+    /// Checks a range against the format, the top and memory, and returns the top and the bits that are looked up.
     #[inline]
-    fn check(
-        &self,
-        root: Root,
-        iova: DmaAddr,
-        phys: PhysAddr,
-        page_size: u64,
-        count: usize,
-        prot: Prot,
-    ) -> Result<(u64, u64), MapError> {
+    fn check(&self, iova: DmaAddr, phys: PhysAddr, len: u64, prot: Prot) -> Result<(Root, u64), MapError> {
         if !self.format.accepts(prot) {
             return Err(MapError::NoAccess);
         }
-        if !self.shape.page_sizes.contains(page_size) || (iova.get() | phys.get()) & (page_size - 1) != 0 {
-            return Err(MapError::NoPageSize(iova));
-        }
         let out_of_range = MapError::OutOfRange(iova);
-        let len = page_size.checked_mul(count as u64).ok_or(out_of_range)?;
         let last_phys = phys.last_of(len).ok_or(out_of_range)?;
-        let address = self.looked_up(root, iova.get(), len - 1).ok_or(out_of_range)?;
-        // The top level has its entries for tables and for pages of its own size.
-        if last_phys > self.max_phys || F::leaf_level(page_size.trailing_zeros()) > root.level {
+        if last_phys > self.max_phys {
             return Err(out_of_range);
         }
-        Ok((address, len))
+        let root = self.root();
+        let address = self.looked_up(root, iova.get(), len - 1).ok_or(out_of_range)?;
+        Ok((root, address))
     }
 
-    /// The table of `level` for an address, made with all above it if need be.
+    /// The table of `level` for an address, made with all above it if need be; and whether it was made here.
     #[inline]
-    fn table_for(&self, root: Root, iova: u64, level: u32) -> Result<PhysAddr, MapError> {
-        let (mut table, mut at) = (root.phys, root.level);
+    fn table_for(&self, root: Root, iova: u64, level: u32) -> Result<(PhysAddr, bool), MapError> {
+        let (mut table, mut at, mut fresh) = (root.phys, root.level, false);
         let mut index = (iova >> F::level_shift(at)) as usize;
         while at > level {
             // Acquire: what is behind a pointer was written before it.
-            table = match self.format.decode(self.entries.load(table, index, Ordering::Acquire), at) {
-                Decoded::Table(next) => next,
+            (table, fresh) = match self.format.decode(self.entries.load(table, index, Ordering::Acquire), at)
+            {
+                Decoded::Table(next) => (next, false),
                 Decoded::Leaf { .. } => return Err(self.in_use(root, iova)),
                 Decoded::Empty => self.install(root, table, index, at, iova)?,
             };
             at -= 1;
             index = Self::index(iova, at);
         }
-        Ok(table)
+        Ok((table, fresh))
+    }
+
+    /// The same from where the last one was found.
+    #[inline]
+    fn table_from(
+        &self,
+        root: Root,
+        position: &mut Position,
+        iova: u64,
+        level: u32,
+    ) -> Result<(PhysAddr, bool), MapError> {
+        let key = iova >> F::level_shift(level) >> F::INDEX_BITS;
+        if position.level == level && position.key == key {
+            return Ok((position.table, false));
+        }
+        let (table, fresh) = self.table_for(root, iova, level)?;
+        *position = Position { table, level, key };
+        Ok((table, fresh))
     }
 
     /// Makes a table below an empty entry, unless somebody else was first.
@@ -86,116 +191,126 @@ impl<F: Format> PageTable<F> {
         index: usize,
         level: u32,
         iova: u64,
-    ) -> Result<PhysAddr, MapError> {
+    ) -> Result<(PhysAddr, bool), MapError> {
         let new = self.frames.alloc(self.table_request).map_err(|_| MapError::OutOfMemory)?;
         // Release: the table's zeros are there before the pointer to them.
-        let pointer = self.format.pointer(new, level);
-        match self.entries.replace(table, index, 0, pointer) {
+        match self.entries.replace(table, index, 0, self.format.pointer(new, level)) {
             Ok(()) => {
                 self.pages.fetch_add(1, Ordering::Relaxed);
-                Ok(new)
+                Ok((new, true))
             }
             Err(found) => {
                 // SAFETY: nobody has seen the frame.
                 unsafe { self.frames.free(new, Self::TABLE_BYTES) };
                 match self.format.decode(found, level) {
-                    Decoded::Table(table) => Ok(table),
+                    Decoded::Table(table) => Ok((table, false)),
                     _ => Err(self.in_use(root, iova)),
                 }
             }
         }
     }
 
-    /// The error for the bits of an address that are looked up.
+    /// The whole address of bits that are looked up.
     #[cold]
-    fn in_use(&self, root: Root, iova: u64) -> MapError {
+    fn address(&self, root: Root, iova: u64) -> DmaAddr {
         let bits = self.input_bits(root.level);
         let first = self.first_address(bits);
         let offset = iova.wrapping_sub(first) & low_bits(bits);
-        MapError::InUse(DmaAddr::new(first.wrapping_add(offset)))
+        DmaAddr::new(first.wrapping_add(offset))
     }
 
-    /// Writes the entries of a page of 2^`shift` bytes, if they are empty. Returns whether they were.
-    #[inline]
-    fn set_leaf(&self, table: PhysAddr, index: usize, phys: PhysAddr, shift: u32, prot: Prot) -> bool {
-        let level = F::leaf_level(shift);
-        let level_shift = F::level_shift(level);
-        let leaf = self.format.leaf(phys, shift, level, prot);
-        if shift == level_shift {
-            let empty = self.entries.load(table, index, Ordering::Relaxed) == 0;
-            if empty {
-                // Release: the memory's contents, zeros included, are there before a device can reach them.
-                self.entries.store(table, index, leaf, Ordering::Release);
+    #[cold]
+    fn in_use(&self, root: Root, iova: u64) -> MapError {
+        MapError::InUse(self.address(root, iova))
+    }
+
+    /// Maps a piece by the largest pages that fit.
+    fn map_piece(&self, root: Root, position: &mut Position, mut piece: Piece) -> Mapped {
+        let sizes = self.page_sizes();
+        let mut done = 0;
+        while piece.len > 0 {
+            let Some(run) = sizes.pick(piece.iova, piece.phys.get(), piece.len) else {
+                return (done, Err(MapError::NoPageSize(self.address(root, piece.iova))));
+            };
+            let part = Piece { len: run.page_size * run.count as u64, ..piece };
+            let (bytes, result) = self.map_run(root, position, part, run.page_size.trailing_zeros());
+            done += bytes;
+            if result.is_err() {
+                return (done, result);
             }
-            return empty;
+            piece.advance(bytes);
         }
-        let count = 1usize << (shift - level_shift);
-        let empty = self.entries.all_zero(table, index, count);
-        if empty {
-            // As above, for what is stored relaxed.
-            fence(Ordering::Release);
-            if F::OWN_ADDRESS {
-                let step = self.step(leaf, phys, shift, level, prot);
-                self.entries.store_rising(table, index, count, leaf, step);
-            } else {
-                self.entries.fill(table, index, count, leaf);
-            }
-        }
-        empty
+        (done, Ok(()))
     }
 
-    /// What is between the entries of two neighbours.
-    #[inline]
-    fn step(&self, leaf: u64, phys: PhysAddr, shift: u32, level: u32, prot: Prot) -> u64 {
-        let next = phys.wrapping_add(1 << F::level_shift(level));
-        self.format.leaf(next, shift, level, prot).wrapping_sub(leaf)
-    }
-
-    /// Maps one page of 2^`shift` bytes.
-    #[inline]
-    fn map_page(&self, root: Root, iova: u64, phys: PhysAddr, shift: u32, prot: Prot) -> Mapped {
-        let level = F::leaf_level(shift);
-        match self.table_for(root, iova, level) {
-            Ok(table) => {
-                let index = Self::index_below(root, iova, level);
-                if self.set_leaf(table, index, phys, shift, prot) {
-                    (1 << shift, Ok(()))
-                } else {
-                    self.map_around(root, table, iova, phys, shift, prot)
-                }
-            }
-            Err(error) => (0, Err(error)),
-        }
-    }
-
-    /// Maps `len` bytes in pages of 2^`shift` bytes.
+    /// Maps a piece in pages of 2^`shift` bytes, a table at a time.
     #[inline(never)]
-    fn map_run(&self, root: Root, iova: u64, phys: PhysAddr, shift: u32, len: u64, prot: Prot) -> Mapped {
+    fn map_run(&self, root: Root, position: &mut Position, mut piece: Piece, shift: u32) -> Mapped {
         let level = F::leaf_level(shift);
-        let slots = 1usize << (shift - F::level_shift(level));
+        let slot_bits = shift - F::level_shift(level);
         let end = self.entry_count(root, level);
         let mut done = 0;
-        while done < len {
-            let table = match self.table_for(root, iova + done, level) {
-                Ok(table) => table,
+        while piece.len > 0 {
+            let (table, fresh) = match self.table_from(root, position, piece.iova, level) {
+                Ok(found) => found,
                 Err(error) => return (done, Err(error)),
             };
-            let mut index = Self::index_below(root, iova + done, level);
-            while index < end && done < len {
-                let from = phys.wrapping_add(done);
-                if self.set_leaf(table, index, from, shift, prot) {
-                    done += 1 << shift;
+            let index = Self::index_below(root, piece.iova, level);
+            let pages = ((end - index) >> slot_bits).min((piece.len >> shift) as usize);
+            // What is in a table made here is the caller's own range.
+            if fresh || self.entries.all_zero(table, index, pages << slot_bits) {
+                self.write_pages(table, index, pages, piece, shift);
+                done += (pages as u64) << shift;
+                piece.advance((pages as u64) << shift);
+                continue;
+            }
+            // Something is there: page by page up to it.
+            for page in 0..pages {
+                let index = index + (page << slot_bits);
+                if self.entries.all_zero(table, index, 1 << slot_bits) {
+                    self.write_pages(table, index, 1, piece, shift);
                 } else {
-                    let (part, result) = self.map_around(root, table, iova + done, from, shift, prot);
-                    done += part;
+                    let (part, result) =
+                        self.map_around(root, table, Piece { len: 1 << shift, ..piece }, shift);
                     if result.is_err() {
-                        return (done, result);
+                        return (done + part, result);
                     }
                 }
-                index += slots;
+                done += 1 << shift;
+                piece.advance(1 << shift);
             }
         }
         (done, Ok(()))
+    }
+
+    /// Writes the entries of so many pages of 2^`shift` bytes.
+    #[inline]
+    fn write_pages(&self, table: PhysAddr, index: usize, pages: usize, piece: Piece, shift: u32) {
+        let level = F::leaf_level(shift);
+        let slot_shift = F::level_shift(level);
+        let slots = 1usize << (shift - slot_shift);
+        let leaf = |phys: PhysAddr| self.format.leaf(phys, shift, level, piece.prot);
+        // The memory's contents, zeros included, are there before a device can reach them.
+        fence(Ordering::Release);
+        if slots > 1 && !F::OWN_ADDRESS {
+            for page in 0..pages {
+                let phys = piece.phys.wrapping_add((page as u64) << shift);
+                self.entries.fill(table, index + page * slots, slots, leaf(phys));
+            }
+            return;
+        }
+        let count = pages * slots;
+        let at = |n: usize| piece.phys.wrapping_add((n as u64) << slot_shift);
+        let first = leaf(at(0));
+        let step = leaf(at(1)).wrapping_sub(first);
+        // Where the address has two places in the entry, a run that carries from one to the other does not rise evenly.
+        if leaf(at(count - 1)) == first.wrapping_add(step.wrapping_mul(count as u64 - 1)) {
+            self.entries.store_rising(table, index, count, first, step);
+        } else {
+            for n in 0..count {
+                self.entries.store(table, index + n, leaf(at(n)), Ordering::Relaxed);
+            }
+        }
     }
 
     /// Maps a page of 2^`shift` bytes, whose entries in `table` are not all empty, as smaller ones: where an unmap has emptied
@@ -203,17 +318,9 @@ impl<F: Format> PageTable<F> {
     /// invalidation.
     #[cold]
     #[inline(never)]
-    fn map_around(
-        &self,
-        root: Root,
-        table: PhysAddr,
-        iova: u64,
-        phys: PhysAddr,
-        shift: u32,
-        prot: Prot,
-    ) -> Mapped {
+    fn map_around(&self, root: Root, table: PhysAddr, piece: Piece, shift: u32) -> Mapped {
         let level = F::leaf_level(shift);
-        let index = Self::index_below(root, iova, level);
+        let index = Self::index_below(root, piece.iova, level);
         let slots = 1usize << (shift - F::level_shift(level));
         let has_table = (index..index + slots).any(|index| {
             let entry = self.entries.load(table, index, Ordering::Relaxed);
@@ -221,8 +328,8 @@ impl<F: Format> PageTable<F> {
         });
         let smaller = self.shape.page_sizes.bits() & ((1 << shift) - 1);
         match smaller.checked_ilog2() {
-            Some(smaller) if has_table => self.map_run(root, iova, phys, smaller, 1 << shift, prot),
-            _ => (0, Err(self.in_use(root, iova))),
+            Some(smaller) if has_table => self.map_run(root, &mut Position::nowhere(), piece, smaller),
+            _ => (0, Err(self.in_use(root, piece.iova))),
         }
     }
 }

@@ -7,7 +7,9 @@ use alloc::sync::Arc;
 use core::fmt;
 
 use platform::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
-use platform::{DmaAddr, FrameRequest, Frames, IotlbGather, MapError, PageSizes, PhysAddr, Prot};
+use platform::{
+    DmaAddr, Extent, FrameRequest, Frames, IotlbGather, MapError, PageSizes, PhysAddr, Prot, trace,
+};
 
 use crate::cfg::{CfgError, IoPgtableCfg, Shape, Upper};
 use crate::entries::Entries;
@@ -167,12 +169,30 @@ unsafe impl<F: Format> IoPageTable for PageTable<F> {
         count: usize,
         prot: Prot,
     ) -> (u64, Result<(), MapError>) {
-        self.map_pages_(iova, phys, page_size, count, prot)
+        trace::event("io_pgtable_ops.map_pages", iova.get(), page_size.saturating_mul(count as u64));
+        self.map_sized(iova, phys, page_size, count, prot)
+    }
+
+    unsafe fn map_range(
+        &self,
+        iova: DmaAddr,
+        phys: PhysAddr,
+        len: u64,
+        prot: Prot,
+    ) -> (u64, Result<(), MapError>) {
+        trace::event("io_pgtable_ops.map_range", iova.get(), len);
+        self.map_fitting(iova, phys, len, prot)
+    }
+
+    unsafe fn map_sg(&self, iova: DmaAddr, list: &[Extent], prot: Prot) -> (u64, Result<(), MapError>) {
+        trace::event("io_pgtable_ops.map_sg", iova.get(), list.len() as u64);
+        self.map_list(iova, list, prot)
     }
 
     #[inline]
-    unsafe fn unmap(&self, iova: DmaAddr, len: u64, gather: &mut IotlbGather<'_>) -> u64 {
-        self.unmap_(iova, len, gather)
+    unsafe fn unmap_range(&self, iova: DmaAddr, len: u64, gather: &mut IotlbGather<'_>) -> u64 {
+        trace::event("io_pgtable_ops.unmap_pages", iova.get(), len);
+        self.unmap_to(iova, len, gather)
     }
 
     fn iova_to_phys(&self, iova: DmaAddr) -> Option<Translation> {

@@ -1,7 +1,7 @@
 //! Unmapping.
 
 use platform::sync::atomic::Ordering;
-use platform::{DmaAddr, IotlbGather, PhysAddr, trace};
+use platform::{DmaAddr, IotlbGather, PhysAddr};
 
 use super::PageTable;
 use crate::format::{Decoded, Format};
@@ -14,6 +14,8 @@ struct Unmapping<'a, 'g> {
     len: u64,
     /// Bytes unmapped; more than `len` when a page goes whole that ends behind the range.
     done: u64,
+    /// Tables taken out.
+    tables: usize,
     gather: &'a mut IotlbGather<'g>,
 }
 
@@ -27,15 +29,25 @@ impl Unmapping<'_, '_> {
 
 impl<F: Format> PageTable<F> {
     #[inline]
-    pub(super) fn unmap_(&self, iova: DmaAddr, len: u64, gather: &mut IotlbGather<'_>) -> u64 {
-        trace::event("io_pgtable_ops.unmap_pages", iova.get(), len);
+    pub(super) fn unmap_to(&self, iova: DmaAddr, len: u64, gather: &mut IotlbGather<'_>) -> u64 {
         let root = self.root();
         let Some(span) = len.checked_sub(1) else { return 0 };
         let Some(first) = self.looked_up(root, iova.get(), span) else { return 0 };
         let (table, level) = self.lowest_around(root, first, first + span);
-        let mut range = Unmapping { root, first, len, done: 0, gather };
+        if level == 1 && len == 1 << F::GRANULE_SHIFT && first & span == 0 {
+            // One of the smallest pages: the usual call.
+            let index = Self::index_below(root, first, level);
+            if self.entries.clear_matching(table, index, 1, self.format.page_pattern()) == 1 {
+                gather.add_range(iova, len);
+                return len;
+            }
+        }
+        let mut range = Unmapping { root, first, len, done: 0, tables: 0, gather };
         self.unmap_below(table, level, &mut range);
-        let unmapped = range.done;
+        let (unmapped, tables) = (range.done, range.tables);
+        if tables > 0 {
+            self.pages.fetch_sub(tables, Ordering::Relaxed);
+        }
         gather.add_range(iova, unmapped);
         unmapped
     }
@@ -68,6 +80,17 @@ impl<F: Format> PageTable<F> {
         let end = self.entry_count(range.root, level);
         let mut index = Self::index_below(range.root, range.at(), level);
         while range.done < range.len && index < end {
+            if level == 1 && range.at() & ((1 << shift) - 1) == 0 {
+                // As many of the smallest pages as come.
+                let wanted = (range.len - range.done).div_ceil(1 << shift).min((end - index) as u64);
+                let pattern = self.format.page_pattern();
+                let cleared = self.entries.clear_matching(table, index, wanted as usize, pattern);
+                if cleared > 0 {
+                    range.done += (cleared as u64) << shift;
+                    index += cleared;
+                    continue;
+                }
+            }
             match self.format.decode(self.entries.load(table, index, Ordering::Acquire), level) {
                 Decoded::Empty => return false,
                 Decoded::Leaf { shift: page_shift, .. } => {
@@ -76,8 +99,10 @@ impl<F: Format> PageTable<F> {
                         return false;
                     }
                     let slots = 1usize << (page_shift - shift);
-                    for slot in index..index + slots {
-                        self.entries.store(table, slot, 0, Ordering::Relaxed);
+                    if slots == 1 {
+                        self.entries.store(table, index, 0, Ordering::Relaxed);
+                    } else {
+                        self.entries.fill(table, index, slots, 0);
                     }
                     // All 2^64 bytes of the largest table are one more than can be said.
                     range.done = range.done.saturating_add(size);
@@ -86,14 +111,13 @@ impl<F: Format> PageTable<F> {
                 Decoded::Table(below) => {
                     let span = 1u64 << shift;
                     let covered = range.at() & (span - 1) == 0 && range.len - range.done >= span;
-                    let go_on = self.unmap_below(below, level - 1, range);
-                    if !go_on {
+                    if !self.unmap_below(below, level - 1, range) {
                         return false;
                     }
                     // Only the caller's own range is below it, and all of that is gone.
-                    if covered && self.entries.all_zero(below, 0, Self::TABLE_ENTRIES) {
+                    if covered {
                         self.entries.store(table, index, 0, Ordering::Relaxed);
-                        self.pages.fetch_sub(1, Ordering::Relaxed);
+                        range.tables += 1;
                         let window = self.entries.window();
                         // SAFETY: the page is out of the tree, and came from these frames with this size.
                         unsafe { range.gather.add_table(window, below, Self::TABLE_BYTES) };

@@ -54,7 +54,7 @@ impl<F: Format> Bed<F> {
 
     pub(crate) fn unmap_into(&self, iova: u64, len: u64, gather: &mut IotlbGather<'_>) -> u64 {
         // SAFETY: as for `map`.
-        unsafe { self.table.unmap(DmaAddr::new(iova), len, gather) }
+        unsafe { self.table.unmap_range(DmaAddr::new(iova), len, gather) }
     }
 
     pub(crate) fn flush(&self, gather: IotlbGather<'_>) {
