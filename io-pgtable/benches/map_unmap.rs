@@ -120,7 +120,7 @@ fn scattered(count: usize, end: u64) -> Vec<u64> {
         state ^= state << 13;
         state ^= state >> 7;
         state ^= state << 17;
-        let place = state % end & !(KIB4 - 1);
+        let place = (state % end) & !(KIB4 - 1);
         if places.insert(place) {
             order.push(place);
         }

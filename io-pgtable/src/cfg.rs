@@ -107,6 +107,9 @@ pub enum CfgError {
     /// None of the page sizes is one of the format.
     #[error("the page-table format has none of these page sizes")]
     PageSizes,
+    /// Hardware does not snoop, and the table has no cache maintenance.
+    #[error("the page table's hardware does not snoop, and there is no cache maintenance")]
+    NotCoherent,
     /// There is no page frame for the top.
     #[error("out of memory for page tables")]
     OutOfMemory,

@@ -28,28 +28,29 @@ impl<F: Format> Entries<F> {
         self.window
     }
 
+    /// Where an entry is.
     #[inline]
-    fn at(table: PhysAddr, index: usize) -> PhysAddr {
+    pub(crate) fn at(&self, table: PhysAddr, index: usize) -> PhysAddr {
         table.wrapping_add((F::ENTRY_BYTES * index) as u64)
     }
 
     #[inline]
     fn word(&self, table: PhysAddr, index: usize) -> &AtomicU64 {
         // SAFETY: see the type.
-        unsafe { self.window.word(Self::at(table, index)) }
+        unsafe { self.window.word(self.at(table, index)) }
     }
 
     #[inline]
     fn words(&self, table: PhysAddr, index: usize, count: usize) -> &[AtomicU64] {
         // SAFETY: see the type.
-        unsafe { self.window.words(Self::at(table, index), count) }
+        unsafe { self.window.words(self.at(table, index), count) }
     }
 
     #[cfg(not(loom))]
     #[inline]
     fn half_word(&self, table: PhysAddr, index: usize) -> &platform::sync::atomic::AtomicU32 {
         // SAFETY: see the type.
-        unsafe { self.window.half_word(Self::at(table, index)) }
+        unsafe { self.window.half_word(self.at(table, index)) }
     }
 
     #[inline]

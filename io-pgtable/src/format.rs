@@ -24,6 +24,8 @@
 //! - the empty entry is zero, and a word whose low ten bits are zero (the link of a page that waits to be freed) decodes as
 //!   [`Decoded::Empty`];
 //! - a pointer differs from a leaf by the entry's bits and its level alone;
+//! - `leaf` for what `decode` found gives the same entry again, but for marks that hardware makes: so the rights that `decode`
+//!   returns are complete;
 //! - `leaf` for an address is the bits of the address moved to their place, and bits that do not depend on it.
 //!
 //! Then the tests: golden words in `tests/golden_NAME.rs`, from another implementation or the specification; a walker in
@@ -80,6 +82,8 @@ pub trait Format: Copy + fmt::Debug + Send + Sync + 'static {
     const FLUSHED: u64 = 0;
     /// Whether hardware marks pages that it wrote to.
     const DIRTY: bool = false;
+    /// Whether a page in use must be unmapped, and that flushed, before a table may take its place.
+    const BREAK_BEFORE_MAKE: bool = true;
 
     /// Reads the configuration.
     ///
@@ -117,9 +121,9 @@ pub trait Format: Copy + fmt::Debug + Send + Sync + 'static {
         false
     }
 
-    /// The entry without that mark, else the same.
+    /// A page's entry with that mark, or without.
     #[inline]
-    fn clean(&self, entry: u64) -> u64 {
+    fn set_dirty(&self, entry: u64, _dirty: bool) -> u64 {
         entry
     }
 

@@ -11,7 +11,7 @@ mod formats;
 mod table;
 
 pub use cfg::{CfgError, IoPgtableCfg, Quirks, Shape, Upper};
-pub use engine::PageTable;
+pub use engine::{ChangeTop, PageTable, Parts};
 pub use format::{Decoded, Format};
 pub use formats::{AmdV1, RiscV, X86_64};
-pub use table::{IoPageTable, Root, Translation};
+pub use table::{Broken, IoPageTable, NoDirtyMarks, Root, Split, SplitError, Translation, WalkEntry};

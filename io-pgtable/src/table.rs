@@ -2,7 +2,7 @@
 
 use core::fmt;
 
-use platform::{DmaAddr, Extent, IotlbGather, MapError, PageSizes, PhysAddr, Prot};
+use platform::{DmaAddr, Extent, Flushed, IotlbGather, MapError, PageSizes, PhysAddr, Prot};
 
 /// Where an I/O address leads.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -23,6 +23,59 @@ pub struct Root {
     /// Its level; the lowest is 1.
     pub level: u32,
 }
+
+/// An entry on the way to an address.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct WalkEntry {
+    /// The level of the table that holds it; the lowest is 1.
+    pub level: u32,
+    /// Where it is in memory.
+    pub at: PhysAddr,
+    /// The entry, as the format says.
+    pub entry: u64,
+}
+
+/// What became of a page that was to be split.
+#[derive(Debug)]
+#[must_use = "a broken page is not mapped until it is mended"]
+pub enum Split {
+    /// Smaller pages are in its place. It was mapped all the time.
+    Done,
+    /// It is unmapped, since the format needs a break between the large page and the small ones. After the flush
+    /// [`IoPageTable::mend`] maps the small ones.
+    Broken(Broken),
+}
+
+/// A page between its two halves of a split.
+#[derive(Debug)]
+pub struct Broken {
+    /// The first address of the page.
+    pub iova: DmaAddr,
+    /// The page, by its first address.
+    pub page: Translation,
+    /// Bytes in the pages that take its place.
+    pub page_size: u64,
+}
+
+/// Why a page was not split.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum SplitError {
+    /// Nothing is mapped there.
+    #[error("nothing is mapped at {0}")]
+    NotMapped(DmaAddr),
+    /// The table has no pages of this size, or the page is not larger.
+    #[error("the page at {0} cannot be split into such pages")]
+    NoPageSize(DmaAddr),
+    /// There is no page frame for a table.
+    #[error("out of memory for page tables")]
+    OutOfMemory,
+}
+
+/// Hardware of this format does not mark what it wrote (Linux: `-EOPNOTSUPP`).
+#[derive(Clone, Copy, PartialEq, Eq, Debug, thiserror::Error)]
+#[error("the page-table format has no dirty marks")]
+pub struct NoDirtyMarks;
 
 /// An I/O page table (Linux: `struct io_pgtable_ops`).
 ///
@@ -107,7 +160,59 @@ pub unsafe trait IoPageTable: Send + Sync + fmt::Debug {
     /// Where an I/O address leads (Linux: `iova_to_phys`).
     fn iova_to_phys(&self, iova: DmaAddr) -> Option<Translation>;
 
-    /// The page sizes of the format.
+    /// Shows the entries on the way to an address, from the top: to the page, or to where nothing is (Linux: `pgtable_walk`).
+    fn walk(&self, iova: DmaAddr, visit: &mut dyn FnMut(WalkEntry));
+
+    /// Shows every page of a range, also those that are only partly in it, from its first address on. For a dump.
+    ///
+    /// # Safety
+    /// Nobody unmaps any of the range meanwhile.
+    unsafe fn for_each_page(&self, iova: DmaAddr, len: u64, visit: &mut dyn FnMut(DmaAddr, Translation));
+
+    /// Shows each page of a range that hardware has marked as written, by its first address and its size, and takes the mark
+    /// away if `clear` (Linux: `read_and_clear_dirty`, `IOMMU_DIRTY_NO_CLEAR`). Marks that were taken away are in the gather: until
+    /// that is flushed hardware need not set them again. A page of several entries is written when any of them says so.
+    ///
+    /// # Errors
+    /// [`NoDirtyMarks`] when the format has none.
+    ///
+    /// # Safety
+    /// Nobody unmaps any of the range meanwhile.
+    unsafe fn read_and_clear_dirty(
+        &self,
+        iova: DmaAddr,
+        len: u64,
+        clear: bool,
+        gather: &mut IotlbGather<'_>,
+        visit: &mut dyn FnMut(DmaAddr, u64),
+    ) -> Result<(), NoDirtyMarks>;
+
+    /// Splits the page that holds an address into pages of `page_size` bytes; an unmap never does. The gather has what must be
+    /// invalidated. Where the format lets a table take the place of a page that is in use, and one table holds the small pages,
+    /// they are there at once; else the page is unmapped, and mapped again by [`IoPageTable::mend`] after the flush.
+    ///
+    /// # Errors
+    /// [`SplitError`]; nothing is changed then.
+    ///
+    /// # Safety
+    /// Nobody else touches the page meanwhile; and until it is mended, if it is broken.
+    unsafe fn split(
+        &self,
+        iova: DmaAddr,
+        page_size: u64,
+        gather: &mut IotlbGather<'_>,
+    ) -> Result<Split, SplitError>;
+
+    /// Maps the small pages of a broken one. Returns as [`IoPageTable::map_pages`]; after an error it may be asked for the rest.
+    ///
+    /// # Errors
+    /// [`MapError::OutOfMemory`].
+    ///
+    /// # Safety
+    /// `flushed` is of the gather of the split. Otherwise as [`IoPageTable::map_pages`].
+    unsafe fn mend(&self, broken: &mut Broken, flushed: &Flushed) -> Result<(), MapError>;
+
+    /// The page sizes of the table.
     fn page_sizes(&self) -> PageSizes;
 
     /// First and last I/O address that can be mapped.

@@ -12,11 +12,11 @@ pub(super) type Mapped = (u64, Result<(), MapError>);
 
 /// A piece of a mapping: the bits that are looked up, and where they lead.
 #[derive(Clone, Copy)]
-struct Piece {
-    iova: u64,
-    phys: PhysAddr,
-    len: u64,
-    prot: Prot,
+pub(super) struct Piece {
+    pub(super) iova: u64,
+    pub(super) phys: PhysAddr,
+    pub(super) len: u64,
+    pub(super) prot: Prot,
 }
 
 impl Piece {
@@ -59,15 +59,11 @@ impl<F: Format> PageTable<F> {
         }
         let shift = page_size.trailing_zeros();
         let Some(len) = page_size.checked_mul(count as u64) else { return (0, Err(out_of_range)) };
-        let (root, address) = match self.check(iova, phys, len, prot) {
+        let level = F::leaf_level(shift);
+        let (root, address) = match self.check(iova, phys, len, prot, level) {
             Ok(checked) => checked,
             Err(error) => return (0, Err(error)),
         };
-        let level = F::leaf_level(shift);
-        // The top level has its entries for tables and for pages of its own size.
-        if level > root.level {
-            return (0, Err(out_of_range));
-        }
         let piece = Piece { iova: address, phys, len, prot };
         if count != 1 || shift != F::level_shift(level) {
             return self.map_run(root, &mut Position::nowhere(), piece, shift);
@@ -82,6 +78,7 @@ impl<F: Format> PageTable<F> {
                 // Release: the memory's contents, zeros included, are there before a device can reach them.
                 let leaf = self.format.leaf(phys, shift, level, prot);
                 self.entries.store(table, index, leaf, Ordering::Release);
+                self.wrote(table, index, 1);
                 (len, Ok(()))
             }
             Err(error) => (0, Err(error)),
@@ -90,7 +87,7 @@ impl<F: Format> PageTable<F> {
 
     /// Any range, by the largest pages that fit.
     pub(super) fn map_fitting(&self, iova: DmaAddr, phys: PhysAddr, len: u64, prot: Prot) -> Mapped {
-        match self.check(iova, phys, len, prot) {
+        match self.check(iova, phys, len, prot, 1) {
             Ok((root, address)) => {
                 let piece = Piece { iova: address, phys, len, prot };
                 self.map_piece(root, &mut Position::nowhere(), piece)
@@ -115,7 +112,7 @@ impl<F: Format> PageTable<F> {
                 continue;
             }
             let at = iova.wrapping_add(done);
-            let (root, address) = match self.check(at, extent.phys, extent.len as u64, prot) {
+            let (root, address) = match self.check(at, extent.phys, extent.len as u64, prot, 1) {
                 Ok(checked) => checked,
                 Err(error) => return (done, Err(error)),
             };
@@ -129,9 +126,17 @@ impl<F: Format> PageTable<F> {
         (done, Ok(()))
     }
 
-    /// Checks a range against the format, the top and memory, and returns the top and the bits that are looked up.
+    /// Checks a range against the format, memory and the top, which grows for it if it can; returns the top and the bits that are
+    /// looked up. Pages of `level` are to be in it.
     #[inline]
-    fn check(&self, iova: DmaAddr, phys: PhysAddr, len: u64, prot: Prot) -> Result<(Root, u64), MapError> {
+    fn check(
+        &self,
+        iova: DmaAddr,
+        phys: PhysAddr,
+        len: u64,
+        prot: Prot,
+        level: u32,
+    ) -> Result<(Root, u64), MapError> {
         if !self.format.accepts(prot) {
             return Err(MapError::NoAccess);
         }
@@ -141,8 +146,13 @@ impl<F: Format> PageTable<F> {
             return Err(out_of_range);
         }
         let root = self.root();
-        let address = self.looked_up(root, iova.get(), len - 1).ok_or(out_of_range)?;
-        Ok((root, address))
+        if let Some(address) = self.looked_up(root, iova.get(), len - 1)
+            && level <= root.level
+        {
+            return Ok((root, address));
+        }
+        let last = iova.last_of(len).ok_or(out_of_range)?;
+        self.grow(iova, last.get(), level).map(|root| (root, iova.get()))
     }
 
     /// The table of `level` for an address, made with all above it if need be; and whether it was made here.
@@ -193,17 +203,22 @@ impl<F: Format> PageTable<F> {
         iova: u64,
     ) -> Result<(PhysAddr, bool), MapError> {
         let new = self.frames.alloc(self.table_request).map_err(|_| MapError::OutOfMemory)?;
+        self.wrote(new, 0, Self::TABLE_ENTRIES);
         // Release: the table's zeros are there before the pointer to them.
         match self.entries.replace(table, index, 0, self.format.pointer(new, level)) {
             Ok(()) => {
                 self.pages.fetch_add(1, Ordering::Relaxed);
+                self.wrote_pointer(table, index);
                 Ok((new, true))
             }
             Err(found) => {
                 // SAFETY: nobody has seen the frame.
                 unsafe { self.frames.free(new, Self::TABLE_BYTES) };
                 match self.format.decode(found, level) {
-                    Decoded::Table(table) => Ok((table, false)),
+                    Decoded::Table(below) => {
+                        self.met_pointer(table, index, found);
+                        Ok((below, false))
+                    }
                     _ => Err(self.in_use(root, iova)),
                 }
             }
@@ -212,7 +227,7 @@ impl<F: Format> PageTable<F> {
 
     /// The whole address of bits that are looked up.
     #[cold]
-    fn address(&self, root: Root, iova: u64) -> DmaAddr {
+    pub(super) fn address(&self, root: Root, iova: u64) -> DmaAddr {
         let bits = self.input_bits(root.level);
         let first = self.first_address(bits);
         let offset = iova.wrapping_sub(first) & low_bits(bits);
@@ -226,7 +241,7 @@ impl<F: Format> PageTable<F> {
 
     /// Maps a piece by the largest pages that fit.
     fn map_piece(&self, root: Root, position: &mut Position, mut piece: Piece) -> Mapped {
-        let sizes = self.page_sizes();
+        let sizes = self.sizes_below(root.level);
         let mut done = 0;
         while piece.len > 0 {
             let Some(run) = sizes.pick(piece.iova, piece.phys.get(), piece.len) else {
@@ -285,11 +300,12 @@ impl<F: Format> PageTable<F> {
 
     /// Writes the entries of so many pages of 2^`shift` bytes.
     #[inline]
-    fn write_pages(&self, table: PhysAddr, index: usize, pages: usize, piece: Piece, shift: u32) {
+    pub(super) fn write_pages(&self, table: PhysAddr, index: usize, pages: usize, piece: Piece, shift: u32) {
         let level = F::leaf_level(shift);
         let slot_shift = F::level_shift(level);
         let slots = 1usize << (shift - slot_shift);
         let leaf = |phys: PhysAddr| self.format.leaf(phys, shift, level, piece.prot);
+        let count = pages * slots;
         // The memory's contents, zeros included, are there before a device can reach them.
         fence(Ordering::Release);
         if slots > 1 && !F::OWN_ADDRESS {
@@ -297,9 +313,8 @@ impl<F: Format> PageTable<F> {
                 let phys = piece.phys.wrapping_add((page as u64) << shift);
                 self.entries.fill(table, index + page * slots, slots, leaf(phys));
             }
-            return;
+            return self.wrote(table, index, count);
         }
-        let count = pages * slots;
         let at = |n: usize| piece.phys.wrapping_add((n as u64) << slot_shift);
         let first = leaf(at(0));
         let step = leaf(at(1)).wrapping_sub(first);
@@ -311,6 +326,7 @@ impl<F: Format> PageTable<F> {
                 self.entries.store(table, index + n, leaf(at(n)), Ordering::Relaxed);
             }
         }
+        self.wrote(table, index, count);
     }
 
     /// Maps a page of 2^`shift` bytes, whose entries in `table` are not all empty, as smaller ones: where an unmap has emptied

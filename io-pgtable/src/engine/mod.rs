@@ -1,20 +1,27 @@
 //! The one engine: map, unmap and walk for every format.
 
+mod grow;
+mod look;
 mod map;
+mod split;
 mod unmap;
+
+pub use grow::ChangeTop;
 
 use alloc::sync::Arc;
 use core::fmt;
 
 use platform::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use platform::{
-    DmaAddr, Extent, FrameRequest, Frames, IotlbGather, MapError, PageSizes, PhysAddr, Prot, trace,
+    CacheMaintenance, DmaAddr, Extent, Flushed, FrameRequest, Frames, IotlbGather, MapError, PageSizes,
+    PhysAddr, Prot, trace,
 };
 
 use crate::cfg::{CfgError, IoPgtableCfg, Shape, Upper};
 use crate::entries::Entries;
 use crate::format::{Decoded, Format};
-use crate::table::{IoPageTable, Root, Translation};
+use crate::table::{Broken, IoPageTable, NoDirtyMarks, Root, Split, SplitError, Translation, WalkEntry};
+use grow::Growth;
 
 /// A page table of format `F`, in frames of the platform.
 pub struct PageTable<F: Format> {
@@ -28,7 +35,32 @@ pub struct PageTable<F: Format> {
     /// The memory of a table below the top: aligned to its size.
     table_request: FrameRequest,
     frames: Arc<dyn Frames>,
+    /// For units that do not snoop.
+    cache: Option<Arc<dyn CacheMaintenance>>,
+    growth: Option<Growth>,
     pages: AtomicUsize,
+}
+
+/// What a table is built on.
+pub struct Parts {
+    /// Memory for tables.
+    pub frames: Arc<dyn Frames>,
+    /// The CPU's caches, for a table whose hardware does not snoop ([`IoPgtableCfg::coherent_walk`]); not asked otherwise.
+    pub cache: Option<Arc<dyn CacheMaintenance>>,
+    /// The owner's answer to a new top. With it a table of a format that grows reaches all addresses of the format, whatever it
+    /// begins with.
+    pub change_top: Option<ChangeTop>,
+}
+
+impl fmt::Debug for Parts {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Parts").field("frames", &self.frames).finish_non_exhaustive()
+    }
+}
+
+/// The word for a top.
+fn root_word(root: Root) -> u64 {
+    root.phys.get() | u64::from(root.level)
 }
 
 /// Which bits of the root's word hold its level: every top is aligned to more.
@@ -39,11 +71,20 @@ impl<F: Format> PageTable<F> {
     const TABLE_BYTES: usize = F::ENTRY_BYTES << F::INDEX_BITS;
     const TABLE_ENTRIES: usize = 1 << F::INDEX_BITS;
 
-    /// An empty table.
+    /// An empty table whose hardware snoops and whose top stays.
     ///
     /// # Errors
     /// [`CfgError`]: what of the configuration the format cannot do, or that there is no memory for the top.
     pub fn new(frames: Arc<dyn Frames>, cfg: &IoPgtableCfg) -> Result<Self, CfgError> {
+        Self::with_parts(Parts { frames, cache: None, change_top: None }, cfg)
+    }
+
+    /// An empty table.
+    ///
+    /// # Errors
+    /// [`CfgError`]: what of the configuration the format cannot do, or that there is no memory for the top.
+    pub fn with_parts(parts: Parts, cfg: &IoPgtableCfg) -> Result<Self, CfgError> {
+        let Parts { frames, cache, change_top } = parts;
         const { assert!(F::MIN_TOP_BYTES as u64 > LEVEL_MASK && F::MAX_LEVEL as u64 <= LEVEL_MASK) };
         let (format, mut shape) = F::new(cfg)?;
         if F::GROWS {
@@ -58,21 +99,57 @@ impl<F: Format> PageTable<F> {
         if shape.page_sizes.bits() == 0 {
             return Err(CfgError::PageSizes);
         }
+        if !cfg.coherent_walk && cache.is_none() {
+            return Err(CfgError::NotCoherent);
+        }
         let entries = Entries::new(frames.window());
         let limit = PhysAddr::new(low_bits(shape.table_bits.min(cfg.oas)));
         let size = Self::top_bytes(shape.top_bits);
         let top = FrameRequest { size, align: size, limit };
         let top = frames.alloc(top).map_err(|_| CfgError::OutOfMemory)?;
-        Ok(Self {
-            root: AtomicU64::new(top.get() | u64::from(shape.level)),
+        let table = Self {
+            root: AtomicU64::new(root_word(Root { phys: top, level: shape.level })),
             format,
             entries,
             shape,
             max_phys: PhysAddr::new(low_bits(output_bits)),
             table_request: FrameRequest { size: Self::TABLE_BYTES, align: Self::TABLE_BYTES, limit },
             frames,
+            cache: if cfg.coherent_walk { None } else { cache },
+            growth: if F::GROWS { change_top.map(Growth::new) } else { None },
             pages: AtomicUsize::new(1),
-        })
+        };
+        // Hardware may look up more bits than the configuration has.
+        table.wrote(top, 0, size / F::ENTRY_BYTES);
+        Ok(table)
+    }
+
+    /// Writes entries back to memory, for units that do not snoop. After the CPU's write, before anybody hears of it.
+    #[inline]
+    fn wrote(&self, table: PhysAddr, index: usize, count: usize) {
+        if let Some(cache) = &self.cache {
+            let at = self.entries.window().ptr(self.entries.at(table, index));
+            cache.clean(at, F::ENTRY_BYTES * count);
+        }
+    }
+
+    /// The same for a pointer, and says so in it.
+    #[inline]
+    fn wrote_pointer(&self, table: PhysAddr, index: usize) {
+        if self.cache.is_some() {
+            self.wrote(table, index, 1);
+            let entry = self.entries.load(table, index, Ordering::Relaxed);
+            // Only the mark can have come meanwhile: a pointer that is used is not changed.
+            let _marked = self.entries.replace(table, index, entry, entry | F::FLUSHED);
+        }
+    }
+
+    /// Writes a pointer back that somebody else has installed and not yet written back.
+    #[inline]
+    fn met_pointer(&self, table: PhysAddr, index: usize, entry: u64) {
+        if self.cache.is_some() && (F::FLUSHED == 0 || entry & F::FLUSHED == 0) {
+            self.wrote_pointer(table, index);
+        }
     }
 
     /// Bytes of a top with so many index bits.
@@ -123,6 +200,18 @@ impl<F: Format> PageTable<F> {
     #[inline]
     fn entry_count(&self, root: Root, level: u32) -> usize {
         if level == root.level { 1 << self.shape.top_bits } else { Self::TABLE_ENTRIES }
+    }
+
+    /// The level that the top has, or may come to.
+    #[inline]
+    fn highest_level(&self) -> u32 {
+        if self.growth.is_some() { F::MAX_LEVEL } else { self.root().level }
+    }
+
+    /// The page sizes below a top of `level`: pages larger than the whole table cannot be mapped.
+    #[inline]
+    fn sizes_below(&self, level: u32) -> PageSizes {
+        self.shape.page_sizes.intersection(PageSizes::from_bits(low_bits(self.input_bits(level))))
     }
 
     /// Frees the tables below one.
@@ -195,35 +284,56 @@ unsafe impl<F: Format> IoPageTable for PageTable<F> {
         self.unmap_to(iova, len, gather)
     }
 
+    #[inline]
     fn iova_to_phys(&self, iova: DmaAddr) -> Option<Translation> {
+        self.translate(iova)
+    }
+
+    fn walk(&self, iova: DmaAddr, visit: &mut dyn FnMut(WalkEntry)) {
         let root = self.root();
-        let address = self.looked_up(root, iova.get(), 0)?;
-        let (mut table, mut level) = (root.phys, root.level);
-        let mut index = (address >> F::level_shift(level)) as usize;
-        loop {
-            match self.format.decode(self.entries.load(table, index, Ordering::Acquire), level) {
-                Decoded::Empty => return None,
-                Decoded::Table(below) if level > 1 => (table, level) = (below, level - 1),
-                Decoded::Table(_) => return None,
-                Decoded::Leaf { phys, shift, prot } => {
-                    let page_size = 1u64 << shift;
-                    let phys = phys.wrapping_add(iova.offset_in(page_size));
-                    return Some(Translation { phys, page_size, prot });
-                }
-            }
-            index = Self::index(address, level);
+        if let Some(address) = self.looked_up(root, iova.get(), 0) {
+            let _page = self.page_at(root, address, visit);
         }
     }
 
+    unsafe fn for_each_page(&self, iova: DmaAddr, len: u64, visit: &mut dyn FnMut(DmaAddr, Translation)) {
+        self.pages_of(iova, len, &mut |root, page| {
+            let found = Translation { phys: page.phys, page_size: 1 << page.shift, prot: page.prot };
+            visit(self.address(root, page.iova), found);
+        });
+    }
+
+    unsafe fn read_and_clear_dirty(
+        &self,
+        iova: DmaAddr,
+        len: u64,
+        clear: bool,
+        gather: &mut IotlbGather<'_>,
+        visit: &mut dyn FnMut(DmaAddr, u64),
+    ) -> Result<(), NoDirtyMarks> {
+        self.dirty(iova, len, clear, gather, visit)
+    }
+
+    unsafe fn split(
+        &self,
+        iova: DmaAddr,
+        page_size: u64,
+        gather: &mut IotlbGather<'_>,
+    ) -> Result<Split, SplitError> {
+        self.split_page(iova, page_size, gather)
+    }
+
+    unsafe fn mend(&self, broken: &mut Broken, flushed: &Flushed) -> Result<(), MapError> {
+        self.mend_page(broken, flushed)
+    }
+
     fn page_sizes(&self) -> PageSizes {
-        // Pages larger than the whole table cannot be mapped.
-        let bits = self.input_bits(self.root().level);
-        self.shape.page_sizes.intersection(PageSizes::from_bits(low_bits(bits)))
+        self.sizes_below(self.highest_level())
     }
 
     #[inline]
     fn aperture(&self) -> (DmaAddr, DmaAddr) {
-        let bits = self.input_bits(self.root().level);
+        let bits = self.input_bits(self.highest_level());
         let (first, last) = match self.shape.upper {
             Upper::Zero => (0, low_bits(bits)),
             Upper::One => (!low_bits(bits), u64::MAX),

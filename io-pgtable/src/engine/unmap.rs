@@ -38,6 +38,7 @@ impl<F: Format> PageTable<F> {
             // One of the smallest pages: the usual call.
             let index = Self::index_below(root, first, level);
             if self.entries.clear_matching(table, index, 1, self.format.page_pattern()) == 1 {
+                self.wrote(table, index, 1);
                 gather.add_range(iova, len);
                 return len;
             }
@@ -86,6 +87,7 @@ impl<F: Format> PageTable<F> {
                 let pattern = self.format.page_pattern();
                 let cleared = self.entries.clear_matching(table, index, wanted as usize, pattern);
                 if cleared > 0 {
+                    self.wrote(table, index, cleared);
                     range.done += (cleared as u64) << shift;
                     index += cleared;
                     continue;
@@ -104,6 +106,7 @@ impl<F: Format> PageTable<F> {
                     } else {
                         self.entries.fill(table, index, slots, 0);
                     }
+                    self.wrote(table, index, slots);
                     // All 2^64 bytes of the largest table are one more than can be said.
                     range.done = range.done.saturating_add(size);
                     index += slots;
@@ -117,6 +120,7 @@ impl<F: Format> PageTable<F> {
                     // Only the caller's own range is below it, and all of that is gone.
                     if covered {
                         self.entries.store(table, index, 0, Ordering::Relaxed);
+                        self.wrote(table, index, 1);
                         range.tables += 1;
                         let window = self.entries.window();
                         // SAFETY: the page is out of the tree, and came from these frames with this size.

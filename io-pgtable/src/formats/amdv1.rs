@@ -45,6 +45,7 @@ impl Format for AmdV1 {
     // Bits 4:1 are software's.
     const FLUSHED: u64 = 1 << 1;
     const DIRTY: bool = true;
+    const BREAK_BEFORE_MAKE: bool = false;
 
     fn new(cfg: &IoPgtableCfg) -> Result<(Self, Shape), CfgError> {
         IoPgtableCfg { encryption: 0, ..*cfg }.check(Quirks::FORCE_COHERENCE)?;
@@ -111,6 +112,7 @@ impl Format for AmdV1 {
         prot.set(Prot::READ, entry & READ != 0);
         prot.set(Prot::WRITE, entry & WRITE != 0);
         prot.set(Prot::CACHE, entry & FORCE_COHERENT != 0);
+        prot.set(Prot::MMIO, self.encryption & !entry != 0);
         Decoded::Leaf { phys: PhysAddr::new(address & !((1u64 << shift) - 1)), shift, prot }
     }
 
@@ -125,7 +127,7 @@ impl Format for AmdV1 {
     }
 
     #[inline]
-    fn clean(&self, entry: u64) -> u64 {
-        entry & !DIRTY
+    fn set_dirty(&self, entry: u64, dirty: bool) -> u64 {
+        if dirty { entry | DIRTY } else { entry & !DIRTY }
     }
 }

@@ -39,6 +39,7 @@ impl Format for X86_64 {
     const OUTPUT_BITS: u32 = 52;
     // Bits 11:9 are software's.
     const FLUSHED: u64 = 1 << 9;
+    const BREAK_BEFORE_MAKE: bool = false;
 
     fn new(cfg: &IoPgtableCfg) -> Result<(Self, Shape), CfgError> {
         IoPgtableCfg { encryption: 0, ..*cfg }.check(Quirks::SIGN_EXTEND)?;
@@ -91,6 +92,7 @@ impl Format for X86_64 {
         let shift = Self::level_shift(level);
         let mut prot = Prot::READ;
         prot.set(Prot::WRITE, entry & WRITE != 0);
+        prot.set(Prot::MMIO, self.encryption & !entry != 0);
         // Bit 12 of a large page is a memory type.
         Decoded::Leaf { phys: phys.align_down(1 << shift), shift, prot }
     }

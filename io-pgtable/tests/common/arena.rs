@@ -48,6 +48,14 @@ impl Arena {
         arena
     }
 
+    /// Memory as a unit sees it that does not snoop: all of it in use, and full of what was there before.
+    pub(crate) fn stale(base: u64, frames: usize) -> Self {
+        let arena = Self::at(base, frames);
+        arena.used.lock().unwrap().fill(true);
+        arena.fill(0, arena.units, u64::MAX);
+        arena
+    }
+
     fn units_of(size: usize) -> usize {
         if size == UNIT { 1 } else { size.next_multiple_of(FRAME) / UNIT }
     }
@@ -88,15 +96,31 @@ impl Arena {
         self.word(at).store(value, Ordering::Release);
     }
 
+    /// Copies memory that another arena's CPU has written back.
+    pub(crate) fn copy_from(&self, other: &Self, at: *const u8, len: usize) {
+        let first = other.window().phys(at).get();
+        for at in (first..first + len as u64).step_by(4) {
+            let (word, shift) = (other.word(at & !7).load(Ordering::Relaxed), 8 * (at & 4));
+            let half = 0xffff_ffff << shift;
+            let old = self.word(at & !7).load(Ordering::Relaxed);
+            self.word(at & !7).store(old & !half | word & half, Ordering::Relaxed);
+        }
+    }
+
     /// Every word of the memory in use that is not zero, by address.
     pub(crate) fn non_zero(&self) -> Vec<(u64, u64)> {
+        self.all().into_iter().filter(|(_, word)| *word != 0).collect()
+    }
+
+    /// Every word of the memory in use, by address.
+    pub(crate) fn all(&self) -> Vec<(u64, u64)> {
         let used = self.used.lock().unwrap();
         let units = (0..used.len()).filter(|unit| used[*unit]);
         let words = units.flat_map(|unit| {
             let at = self.base + (unit * UNIT) as u64;
             (at..).step_by(8).zip(self.words(unit, 1)).map(|(at, word)| (at, word.load(Ordering::Acquire)))
         });
-        words.filter(|(_, word)| *word != 0).collect()
+        words.collect()
     }
 
     fn words(&self, unit: usize, count: usize) -> &[AtomicU64] {

@@ -5,6 +5,7 @@ mod bed;
 #[allow(dead_code, reason = "for golden tests")]
 pub(crate) mod image;
 
-pub(crate) use arena::Arena;
+#[allow(unused_imports, reason = "not every test asks where memory is")]
+pub(crate) use arena::{Arena, BASE};
 #[allow(unused_imports, reason = "not every test wants a table alone")]
 pub(crate) use bed::{Bed, RW, amdv1_cfg};

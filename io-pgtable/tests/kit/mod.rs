@@ -1,11 +1,19 @@
 //! What every format must show, by its own walker. A format gets all of it by one line of `conformance!`.
 
+mod caches;
 mod errors;
+mod looks;
 mod maps;
+mod ranges;
+mod splits;
 mod tables;
 
+pub(crate) use caches::*;
 pub(crate) use errors::*;
+pub(crate) use looks::*;
 pub(crate) use maps::*;
+pub(crate) use ranges::*;
+pub(crate) use splits::*;
 pub(crate) use tables::*;
 
 use io_pgtable::{Format, IoPageTable, IoPgtableCfg};
@@ -44,6 +52,12 @@ impl<F: Format> Subject<F> {
     fn sizes(&self) -> Vec<u64> {
         let bits = self.bed.table.page_sizes().bits();
         (0..64).map(|bit| bits & 1 << bit).filter(|size| *size != 0).collect()
+    }
+
+    /// Those of which two neighbours have more than one place.
+    fn sizes_by_twos(&self) -> Vec<u64> {
+        let (first, last) = self.ends();
+        self.sizes().into_iter().filter(|size| (last - first) / 4 >= size - 1).collect()
     }
 
     fn smallest(&self) -> u64 {
@@ -112,6 +126,14 @@ macro_rules! conformance {
                 an_unmap_stops_where_it_must
                 a_covered_table_is_freed_after_the_flush
                 a_dropped_table_gives_everything_back
+                what_is_read_is_what_was_written
+                ranges_take_the_largest_pages
+                a_list_is_one_range
+                every_page_is_shown_once
+                written_pages_are_found_and_forgotten
+                a_page_splits
+                what_cannot_be_split_stays
+                units_that_do_not_snoop_see_every_change
             );
         }
     };
