@@ -200,6 +200,10 @@ unsafe impl Frames for SimFrames {
         let left = range_len - (phys.get() - start);
         Some(Extent { phys, len: len.min(usize::try_from(left).unwrap_or(usize::MAX)) })
     }
+
+    fn last(&self) -> PhysAddr {
+        PhysAddr::new(self.ram.ranges().iter().map(|&(start, len)| start + len - 1).max().unwrap_or(0))
+    }
 }
 
 impl fmt::Debug for SimFrames {

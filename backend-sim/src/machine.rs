@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use amd_vi::{AmdVi, InitError, MsiMessage};
-use dma_api::{Counted, Device, DeviceBuilder, OpsCounters, OpsStatistics};
+use dma_api::{BusRanges, Counted, Device, DeviceBuilder, OpsCounters, OpsStatistics};
 use iommu_core::pci::Topology;
 use iommu_core::{Fault, Group, GroupError, Iommu, Settings};
 use platform::pci::{Function, PciAddress, RequesterId};
@@ -266,8 +266,10 @@ impl SimMachine {
         let platform: Arc<dyn Platform> = self.platform.clone();
         // SAFETY: the caller's trust. These devices do not reach beyond 4 GiB, whatever their drivers think.
         let ops = unsafe { SwiotlbDma::new(Arc::clone(&platform), Some(Arc::clone(&self.bounce)), ()) };
-        let ops = Counted::new(ops.limited_to(u64::from(u32::MAX)), Arc::clone(&self.untranslated));
-        Ok((function, DeviceBuilder::new(address.to_string()).build(Arc::new(ops), platform)))
+        let ops = Counted::new(ops, Arc::clone(&self.untranslated));
+        let builder = DeviceBuilder::new(address.to_string());
+        let builder = builder.behind_bus(BusRanges::identity(), u64::from(u32::MAX));
+        Ok((function, builder.build(Arc::new(ops), platform)))
     }
 
     /// Binds a DMA engine as a device that does as it is told.

@@ -47,6 +47,10 @@ unsafe impl Frames for SimPlatform {
     fn translate(&self, at: *const u8, len: usize) -> Option<Extent> {
         self.frames.translate(at, len)
     }
+
+    fn last(&self) -> PhysAddr {
+        self.frames.last()
+    }
 }
 
 impl CacheMaintenance for SimPlatform {}

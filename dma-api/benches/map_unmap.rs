@@ -13,8 +13,8 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use common::Host;
 use criterion::{Criterion, criterion_group, criterion_main};
 use dma_api::{
-    Attrs, BusRanges, Calls, Checked, Counted, Device, DeviceBuilder, DeviceParms, Direction, DmaBuffer,
-    DmaDebug, DmaDirect, DmaError, DmaMapOps, FaultPlan, Faulty,
+    Attrs, Calls, Checked, Counted, Device, DeviceBuilder, DeviceParms, Direction, DmaBuffer, DmaDebug,
+    DmaDirect, DmaError, DmaMapOps, FaultPlan, Faulty,
 };
 use platform::PhysAddr;
 
@@ -24,7 +24,7 @@ const NONE: Attrs = Attrs::empty();
 
 fn direct(host: &Arc<Host>) -> DmaDirect {
     // SAFETY: no device touches anything.
-    unsafe { DmaDirect::new(host.clone(), BusRanges::identity(), ()) }
+    unsafe { DmaDirect::new(host.clone(), ()) }
 }
 
 /// A driver's calls.

@@ -1,14 +1,16 @@
 //! Memory that CPU and device share.
 
 use alloc::sync::Arc;
+use alloc::vec::Vec;
 use core::fmt;
 use core::marker::PhantomData;
+use core::ops::Range;
 use core::sync::atomic::{Ordering, fence};
 
 use platform::DmaAddr;
 use zerocopy::{FromBytes, IntoBytes};
 
-use crate::{Attrs, CoherentMemory, Device, DmaError, volatile};
+use crate::{Attrs, CoherentMemory, Device, DmaError, SgEntry, volatile};
 
 /// What the CPU reads after this was written no earlier than what it read before (Linux: `dma_rmb`). Between reading an
 /// entry's "valid" flag and the rest of the entry.
@@ -91,11 +93,32 @@ impl<T: FromBytes + IntoBytes> CoherentSlice<T> {
         unsafe { volatile::write(self.at(index), value) }
     }
 
+    /// The elements of `range` for others to share, who keep the memory alive (Linux: `dma_mmap_coherent`).
+    ///
+    /// # Panics
+    /// When there are no such elements, as a slice does.
+    #[doc(alias = "dma_mmap_coherent")]
+    pub fn view(self: &Arc<Self>, range: Range<usize>) -> CoherentView<T> {
+        assert!(range.start <= range.end && range.end <= self.len, "elements {range:?} of {}", self.len);
+        CoherentView { slice: Arc::clone(self), range }
+    }
+
     #[inline]
     fn at(&self, index: usize) -> *mut T {
         assert!(index < self.len, "element {index} of {}", self.len);
         // SAFETY: the element is within the memory.
         unsafe { self.memory.cpu.as_ptr().cast::<T>().add(index) }
+    }
+}
+
+impl<T> CoherentSlice<T> {
+    /// The memory as a scatter list, for another device to map (Linux: `dma_get_sgtable`).
+    ///
+    /// # Errors
+    /// [`DmaError::NotRam`] when the platform cannot tell where it is.
+    #[doc(alias = "dma_get_sgtable")]
+    pub fn sg_table(&self) -> Result<Vec<SgEntry>, DmaError> {
+        self.device.sg_table(self.memory)
     }
 }
 
@@ -110,6 +133,63 @@ impl<T> Drop for CoherentSlice<T> {
 impl<T> fmt::Debug for CoherentSlice<T> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "CoherentSlice({} elements at {})", self.len, self.memory.dma)
+    }
+}
+
+/// Elements of a [`CoherentSlice`] that others share: what `mmap` of coherent memory means where there is no user space. The
+/// memory lives as long as its last view.
+pub struct CoherentView<T> {
+    slice: Arc<CoherentSlice<T>>,
+    range: Range<usize>,
+}
+
+impl<T> Clone for CoherentView<T> {
+    fn clone(&self) -> Self {
+        Self { slice: Arc::clone(&self.slice), range: self.range.clone() }
+    }
+}
+
+impl<T: FromBytes + IntoBytes> CoherentView<T> {
+    /// How many elements there are.
+    pub fn len(&self) -> usize {
+        self.range.len()
+    }
+
+    /// Whether there are none.
+    pub fn is_empty(&self) -> bool {
+        self.range.is_empty()
+    }
+
+    /// Where the device finds the first element.
+    pub fn dma_address(&self) -> DmaAddr {
+        self.slice.dma_address().wrapping_add((self.range.start * size_of::<T>()) as u64)
+    }
+
+    /// Reads element `index` of the view.
+    ///
+    /// # Panics
+    /// When there is no such element, as a slice does.
+    pub fn read(&self, index: usize) -> T {
+        self.slice.read(self.place(index))
+    }
+
+    /// Writes element `index` of the view.
+    ///
+    /// # Panics
+    /// When there is no such element, as a slice does.
+    pub fn write(&self, index: usize, value: T) {
+        self.slice.write(self.place(index), value);
+    }
+
+    fn place(&self, index: usize) -> usize {
+        assert!(index < self.range.len(), "element {index} of {}", self.range.len());
+        self.range.start + index
+    }
+}
+
+impl<T> fmt::Debug for CoherentView<T> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "CoherentView({:?} of {:?})", self.range, self.slice)
     }
 }
 

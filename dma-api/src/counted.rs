@@ -1,5 +1,6 @@
 //! Counting what goes through a device's operations.
 
+use alloc::boxed::Box;
 use alloc::sync::Arc;
 use core::fmt;
 use core::ptr::NonNull;
@@ -7,24 +8,27 @@ use core::ptr::NonNull;
 use platform::sync::atomic::{AtomicU64, Ordering};
 use platform::{DmaAddr, PhysAddr};
 
-use crate::ops::forward_members;
-use crate::{Attrs, CoherentMemory, DeviceParms, Direction, DmaError, DmaMapOps, Quarantined, SgEntry};
+use crate::forward::forward_members;
+use crate::{
+    Attrs, CoherentMemory, DeviceParms, Direction, DmaError, DmaMapOps, IovaOps, IovaPart, IovaRange,
+    PageMemory, Quarantined, SgEntry,
+};
 
-/// What went through [`Counted`] ops so far. Mappings and coherent allocations are told apart in their numbers; what lives now,
+/// What went through [`Counted`] ops so far. Mappings and allocations are told apart in their numbers; what lives now,
 /// the high water and the sizes are those of both.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
 pub struct OpsStatistics {
-    /// Mappings made; a scatter list is one.
+    /// Mappings made; a scatter list is one, and so is a range of I/O addresses.
     pub maps: u64,
     /// Bytes in them.
     pub mapped_bytes: u64,
     /// Mappings ended, those that were quarantined included.
     pub unmaps: u64,
-    /// Coherent allocations.
+    /// Allocations, of coherent memory and of pages.
     pub allocations: u64,
     /// Bytes in them.
     pub allocated_bytes: u64,
-    /// Coherent allocations freed, those that were quarantined included.
+    /// Allocations freed, those that were quarantined included.
     pub frees: u64,
     /// Maps and allocations that failed.
     pub failures: u64,
@@ -209,8 +213,14 @@ impl<T: DmaMapOps> Counted<T> {
 // SAFETY: every member is handed to the ops within, whose promises hold.
 unsafe impl<T: DmaMapOps> DmaMapOps for Counted<T> {
     forward_members!(self => self.ops;
-        sync_for_cpu, sync_for_device, dma_supported, required_mask, max_mapping_size, opt_mapping_size, merge_boundary
+        sync_for_cpu, sync_for_device, sync_sg_for_cpu, sync_sg_for_device, dma_supported, required_mask,
+        max_mapping_size, opt_mapping_size, merge_boundary
     );
+
+    fn iova_ops(&self) -> Option<Box<dyn IovaOps + '_>> {
+        let ops = self.ops.iova_ops()?;
+        Some(Box::new(CountedIova { ops, counters: &self.counters }))
+    }
 
     fn alloc(&self, dev: &DeviceParms, size: usize, attrs: Attrs) -> Result<CoherentMemory, DmaError> {
         let result = self.ops.alloc(dev, size, attrs);
@@ -227,6 +237,32 @@ unsafe impl<T: DmaMapOps> DmaMapOps for Counted<T> {
         // SAFETY: the caller's promise, handed on.
         let result = unsafe { self.ops.free(dev, memory, attrs) };
         self.counters.ended(&self.counters.frees, memory.size as u64, result);
+        result
+    }
+
+    fn alloc_pages(
+        &self,
+        dev: &DeviceParms,
+        size: usize,
+        dir: Direction,
+        attrs: Attrs,
+    ) -> Result<PageMemory, DmaError> {
+        let result = self.ops.alloc_pages(dev, size, dir, attrs);
+        self.counters.allocated(size as u64, &result);
+        result
+    }
+
+    unsafe fn free_pages(
+        &self,
+        dev: &DeviceParms,
+        memory: PageMemory,
+        dir: Direction,
+        attrs: Attrs,
+    ) -> Result<(), Quarantined> {
+        let size = memory.size as u64;
+        // SAFETY: the caller's promise, handed on.
+        let result = unsafe { self.ops.free_pages(dev, memory, dir, attrs) };
+        self.counters.ended(&self.counters.frees, size, result);
         result
     }
 
@@ -295,6 +331,97 @@ unsafe impl<T: DmaMapOps> DmaMapOps for Counted<T> {
         // SAFETY: the caller's promise, handed on.
         let result = unsafe { self.ops.unmap_sg(dev, list, dir, attrs) };
         self.counters.ended(&self.counters.unmaps, total(list), result);
+        result
+    }
+}
+
+/// The two-step interface: a range is one mapping, and its bytes are those that are linked. A range that is given up counts as
+/// ended; what is still linked in it, and reached, as bytes that live.
+#[derive(Debug)]
+struct CountedIova<'a> {
+    ops: Box<dyn IovaOps + 'a>,
+    counters: &'a OpsCounters,
+}
+
+impl CountedIova<'_> {
+    fn given_up(&self) {
+        add(&self.counters.unmaps, 1);
+        add(&self.counters.quarantines, 1);
+        self.counters.live.fall(1);
+    }
+}
+
+// SAFETY: every member is handed to the ops within, whose promises hold.
+unsafe impl IovaOps for CountedIova<'_> {
+    fn try_alloc(&self, dev: &DeviceParms, phys: PhysAddr, size: usize) -> Result<IovaRange, DmaError> {
+        let result = self.ops.try_alloc(dev, phys, size);
+        match result {
+            Ok(_) => {
+                add(&self.counters.maps, 1);
+                add(&self.counters.sizes[bucket(size as u64)], 1);
+                self.counters.live.rise(1);
+            }
+            Err(_) => add(&self.counters.failures, 1),
+        }
+        result
+    }
+
+    unsafe fn link(
+        &self,
+        dev: &DeviceParms,
+        part: IovaPart,
+        phys: PhysAddr,
+        dir: Direction,
+        attrs: Attrs,
+    ) -> Result<(), DmaError> {
+        // SAFETY: the caller's promise, handed on.
+        let result = unsafe { self.ops.link(dev, part, phys, dir, attrs) };
+        match result {
+            Ok(()) => {
+                add(&self.counters.mapped_bytes, part.len as u64);
+                self.counters.live_bytes.rise(part.len as u64);
+            }
+            Err(error) => {
+                add(&self.counters.failures, 1);
+                if let DmaError::NotUndone(_) = error {
+                    self.given_up();
+                }
+            }
+        }
+        result
+    }
+
+    fn sync(&self, dev: &DeviceParms, part: IovaPart) -> Result<(), DmaError> {
+        self.ops.sync(dev, part)
+    }
+
+    unsafe fn unlink(
+        &self,
+        dev: &DeviceParms,
+        part: IovaPart,
+        dir: Direction,
+        attrs: Attrs,
+    ) -> Result<(), Quarantined> {
+        // SAFETY: the caller's promise, handed on.
+        let result = unsafe { self.ops.unlink(dev, part, dir, attrs) };
+        match result {
+            Ok(()) => self.counters.live_bytes.fall(part.len as u64),
+            Err(_) => self.given_up(),
+        }
+        result
+    }
+
+    unsafe fn destroy(
+        &self,
+        dev: &DeviceParms,
+        range: IovaRange,
+        linked: usize,
+        dir: Direction,
+        attrs: Attrs,
+    ) -> Result<(), Quarantined> {
+        // SAFETY: the caller's promise, handed on.
+        let result = unsafe { self.ops.destroy(dev, range, linked, dir, attrs) };
+        self.counters.ended(&self.counters.unmaps, linked as u64, result);
         result
     }
 }

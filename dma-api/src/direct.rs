@@ -1,6 +1,5 @@
 //! DMA without translation or copies: a device's address is the physical one, or lies at a constant distance from it.
 
-use alloc::boxed::Box;
 use alloc::sync::Arc;
 use core::fmt;
 use core::ptr::NonNull;
@@ -9,84 +8,6 @@ use platform::{DmaAddr, FrameRequest, PhysAddr, Platform, Window, trace};
 
 use crate::{Attrs, CoherentMemory, DeviceParms, Direction, DmaError, DmaMapOps, Quarantined};
 
-/// Memory that a bus shows to its devices in one piece, at a constant distance (Linux: `struct bus_dma_region`; a
-/// `dma-ranges` entry of a device tree).
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub struct BusRange {
-    /// Where it begins in memory.
-    pub phys: PhysAddr,
-    /// Where it begins for a device.
-    pub dma: DmaAddr,
-    /// Bytes in it.
-    pub size: u64,
-}
-
-impl BusRange {
-    /// All of memory but its last byte, at the addresses that it has.
-    const IDENTITY: Self = Self { phys: PhysAddr::new(0), dma: DmaAddr::new(0), size: u64::MAX };
-
-    /// The last address for a device, of a range that has been checked.
-    fn last_dma(&self) -> DmaAddr {
-        self.dma.wrapping_add(self.size - 1)
-    }
-
-    /// The last physical address that a device with this mask reaches.
-    fn last_phys(&self, mask: u64) -> Option<PhysAddr> {
-        let span = mask.checked_sub(self.dma.get())?;
-        Some(self.phys.wrapping_add(span.min(self.size - 1)))
-    }
-}
-
-/// What a bus shows to its devices (Linux: `dev->dma_range_map`).
-#[derive(Clone, PartialEq, Eq, Debug)]
-pub struct BusRanges(Box<[BusRange]>);
-
-/// A range without bytes, one that leaves the 64-bit space, or one that has device addresses of another.
-#[derive(Clone, Copy, PartialEq, Eq, Debug, thiserror::Error)]
-#[error("the bus cannot show {} bytes of memory at {} as {}", .0.size, .0.phys, .0.dma)]
-pub struct InvalidBusRange(pub BusRange);
-
-impl BusRanges {
-    /// Memory at its physical addresses, as on most machines.
-    pub fn identity() -> Self {
-        Self(Box::new([BusRange::IDENTITY]))
-    }
-
-    /// Several ranges. Memory that is in more than one is mapped through the first.
-    ///
-    /// # Errors
-    /// [`InvalidBusRange`] with the first range that cannot be.
-    pub fn new(ranges: impl Into<Box<[BusRange]>>) -> Result<Self, InvalidBusRange> {
-        let ranges = ranges.into();
-        for (index, range) in ranges.iter().enumerate() {
-            let last = range.phys.last_of(range.size).and(range.dma.last_of(range.size));
-            let last = last.ok_or(InvalidBusRange(*range))?;
-            // Otherwise an address would not say which memory it leads to.
-            if ranges[..index].iter().any(|other| other.dma <= last && range.dma <= other.last_dma()) {
-                return Err(InvalidBusRange(*range));
-            }
-        }
-        Ok(Self(ranges))
-    }
-
-    /// Where a device finds a range of memory that ends at `last`, when one of the bus's ranges holds all of it.
-    #[inline]
-    fn to_dma(&self, phys: PhysAddr, last: PhysAddr) -> Option<DmaAddr> {
-        self.0.iter().find_map(|range| {
-            let offset = phys.get().checked_sub(range.phys.get())?;
-            (last.get() - range.phys.get() < range.size).then(|| range.dma.wrapping_add(offset))
-        })
-    }
-
-    #[inline]
-    fn to_phys(&self, address: DmaAddr) -> Option<PhysAddr> {
-        self.0.iter().find_map(|range| {
-            let offset = address.get().checked_sub(range.dma.get())?;
-            (offset < range.size).then(|| range.phys.wrapping_add(offset))
-        })
-    }
-}
-
 /// `DmaMapOps` that map memory where it is (Linux: dma-direct). What the device does not reach is refused; `swiotlb` has ops
 /// that copy it instead.
 ///
@@ -94,72 +15,51 @@ impl BusRanges {
 pub struct DmaDirect<G = ()> {
     platform: Arc<dyn Platform>,
     window: Window,
-    ranges: BusRanges,
-    bus_limit: u64,
     // Whatever must live as long as these ops do.
     _guard: G,
 }
 
 impl<G: Send + Sync> DmaDirect<G> {
-    /// Ops for devices behind a bus with these ranges. `guard` is dropped with them.
+    /// Ops for devices that reach memory directly. `guard` is dropped with them.
     ///
     /// # Safety
-    /// The bus has these ranges. The caller trusts every device that gets these ops, and its driver, to touch only memory
-    /// that they were given, and to stop before it is given back: no hardware enforces it.
-    pub unsafe fn new(platform: Arc<dyn Platform>, ranges: BusRanges, guard: G) -> Self {
+    /// Every device that gets these ops is behind a bus with the [ranges](DeviceParms::bus_ranges) that its `DeviceParms`
+    /// tell. The caller trusts it, and its driver, to touch only memory that they were given, and to stop before it is given
+    /// back: no hardware enforces it.
+    pub unsafe fn new(platform: Arc<dyn Platform>, guard: G) -> Self {
         let window = platform.window();
-        Self { platform, window, ranges, bus_limit: u64::MAX, _guard: guard }
+        Self { platform, window, _guard: guard }
     }
 
-    /// The same behind a bus that lets only addresses up to `limit` through, whatever a device's own mask (Linux:
-    /// `bus_dma_limit`).
-    #[must_use]
-    pub fn limited_to(mut self, limit: u64) -> Self {
-        self.bus_limit = limit;
-        self
-    }
-
-    /// Where a device with this mask finds `len` bytes of RAM (Linux: `phys_to_dma` and `dma_capable`).
+    /// Where a device finds `len` bytes of RAM, if that is at or below `limit`, which is that of its streaming maps or of its
+    /// coherent memory (Linux: `phys_to_dma` and `dma_capable`).
     ///
     /// # Errors
-    /// [`DmaError::NotOnBus`] when no range of the bus holds all of it, [`DmaError::MaskNotReachable`] when the mask or the
-    /// bus's limit is too narrow, [`DmaError::InvalidLength`].
+    /// [`DmaError::NotOnBus`] when no range of the bus holds all of it, [`DmaError::MaskNotReachable`] when it is above the
+    /// limit, [`DmaError::InvalidLength`].
     #[doc(alias = "dma_capable")]
     #[inline]
-    pub fn phys_to_dma(&self, mask: u64, phys: PhysAddr, len: usize) -> Result<DmaAddr, DmaError> {
-        let last = phys.last_of(len as u64).ok_or(DmaError::InvalidLength(len))?;
-        let address = self.ranges.to_dma(phys, last).ok_or(DmaError::NotOnBus { address: phys })?;
-        self.check_mask(mask, phys, address, len)
-    }
-
-    /// The memory at a device's address (Linux: `dma_to_phys`).
-    #[inline]
-    pub fn dma_to_phys(&self, address: DmaAddr) -> Option<PhysAddr> {
-        self.ranges.to_phys(address)
-    }
-
-    #[inline]
-    fn check_mask(
+    pub fn phys_to_dma(
         &self,
-        mask: u64,
+        parms: &DeviceParms,
+        limit: u64,
         phys: PhysAddr,
-        address: DmaAddr,
         len: usize,
     ) -> Result<DmaAddr, DmaError> {
-        let mask = mask.min(self.bus_limit);
-        let reached = address.last_of(len as u64).is_some_and(|last| last.get() <= mask);
-        if reached { Ok(address) } else { Err(DmaError::MaskNotReachable { address: phys, mask }) }
+        let last = phys.last_of(len as u64).ok_or(DmaError::InvalidLength(len))?;
+        let address = parms.bus_ranges().to_dma(phys, last).ok_or(DmaError::NotOnBus { address: phys })?;
+        check_limit(limit, phys, address, len)
     }
 
-    /// Frames that a device with this mask reaches, and where it finds them.
-    fn frames(&self, mask: u64, size: usize) -> Result<(PhysAddr, DmaAddr), DmaError> {
-        let reached = mask.min(self.bus_limit);
+    /// Frames that a device reaches for coherent memory, and where it finds them.
+    fn frames(&self, parms: &DeviceParms, size: usize) -> Result<(PhysAddr, DmaAddr), DmaError> {
+        let reached = parms.coherent_limit();
         let mut error = DmaError::OutOfMemory;
         // A request has an upper limit only, so what comes may be in the gap below a range.
-        for limit in self.ranges.0.iter().filter_map(|range| range.last_phys(reached)) {
+        for limit in parms.bus_ranges().limits(reached) {
             let request = FrameRequest { limit, ..FrameRequest::anywhere(size) };
             let Ok(phys) = self.platform.alloc(request) else { continue };
-            match self.phys_to_dma(mask, phys, size) {
+            match self.phys_to_dma(parms, reached, phys, size) {
                 Ok(address) => return Ok((phys, address)),
                 Err(why) => error = why,
             }
@@ -183,7 +83,7 @@ impl<G: Send + Sync> DmaDirect<G> {
     fn invalidate(&self, parms: &DeviceParms, address: DmaAddr, len: usize, dir: Direction) {
         if !parms.is_coherent()
             && dir.device_writes()
-            && let Some(phys) = self.dma_to_phys(address)
+            && let Some(phys) = parms.bus_ranges().to_phys(address)
         {
             self.platform.invalidate(self.window.ptr(phys), len);
         }
@@ -198,7 +98,7 @@ unsafe impl<G: Send + Sync> DmaMapOps for DmaDirect<G> {
         if size == 0 {
             return Err(DmaError::InvalidLength(size));
         }
-        let (phys, dma) = self.frames(parms.coherent_mask(), size)?;
+        let (phys, dma) = self.frames(parms, size)?;
         match NonNull::new(self.window.ptr(phys)) {
             Some(cpu) => Ok(CoherentMemory { cpu, dma, size }),
             None => {
@@ -232,9 +132,9 @@ unsafe impl<G: Send + Sync> DmaMapOps for DmaDirect<G> {
         trace::event("dma_direct_map_phys", phys.get(), len as u64);
         if attrs.contains(Attrs::MMIO) {
             // The ranges are memory's; another device's registers are where they are.
-            return self.check_mask(parms.streaming_mask(), phys, DmaAddr::new(phys.get()), len);
+            return check_limit(parms.streaming_limit(), phys, DmaAddr::new(phys.get()), len);
         }
-        let address = self.phys_to_dma(parms.streaming_mask(), phys, len)?;
+        let address = self.phys_to_dma(parms, parms.streaming_limit(), phys, len)?;
         if !attrs.contains(Attrs::SKIP_CPU_SYNC) {
             self.clean(parms, phys, len);
         }
@@ -263,27 +163,33 @@ unsafe impl<G: Send + Sync> DmaMapOps for DmaDirect<G> {
 
     unsafe fn sync_for_device(&self, parms: &DeviceParms, address: DmaAddr, len: usize, _dir: Direction) {
         trace::event("dma_direct_sync_single_for_device", address.get(), len as u64);
-        if let Some(phys) = self.dma_to_phys(address) {
+        if let Some(phys) = parms.bus_ranges().to_phys(address) {
             self.clean(parms, phys, len);
         }
     }
 
     /// Whether the device reaches the beginning of a range.
-    fn dma_supported(&self, mask: u64) -> bool {
-        let mask = mask.min(self.bus_limit);
-        self.ranges.0.iter().any(|range| range.dma.get() <= mask)
+    fn dma_supported(&self, parms: &DeviceParms, mask: u64) -> bool {
+        parms.bus_ranges().limits(mask.min(parms.bus_limit())).next().is_some()
     }
 
-    /// What reaches the ends of all ranges: all ones when the memory is at its physical addresses, since nothing here says
-    /// where it ends.
-    fn required_mask(&self) -> u64 {
-        let last = self.ranges.0.iter().map(|range| range.last_dma().get()).max().unwrap_or(0);
-        u64::MAX.checked_shr(last.min(self.bus_limit).leading_zeros()).unwrap_or(0)
+    /// What reaches the last of the RAM that the bus shows (Linux: `dma_direct_get_required_mask`).
+    fn required_mask(&self, parms: &DeviceParms) -> u64 {
+        let last = parms.bus_ranges().last_dma(self.platform.last()).map_or(0, DmaAddr::get);
+        u64::MAX.checked_shr(last.leading_zeros()).unwrap_or(0)
     }
+}
+
+/// # Errors
+/// [`DmaError::MaskNotReachable`] when memory at `phys` ends, for the device, above `mask`.
+#[inline]
+fn check_limit(mask: u64, phys: PhysAddr, address: DmaAddr, len: usize) -> Result<DmaAddr, DmaError> {
+    let reached = address.last_of(len as u64).is_some_and(|last| last.get() <= mask);
+    if reached { Ok(address) } else { Err(DmaError::MaskNotReachable { address: phys, mask }) }
 }
 
 impl<G> fmt::Debug for DmaDirect<G> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("DmaDirect").field("ranges", &self.ranges.0).finish_non_exhaustive()
+        f.debug_struct("DmaDirect").finish_non_exhaustive()
     }
 }

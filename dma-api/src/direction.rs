@@ -1,5 +1,7 @@
 //! Which way data moves.
 
+use crate::DmaError;
+
 /// Which way data moves in a mapping (Linux: `enum dma_data_direction`). It becomes the IOMMU's permission.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
 pub enum Direction {
@@ -22,5 +24,19 @@ impl Direction {
     #[inline]
     pub const fn device_writes(self) -> bool {
         !matches!(self, Self::ToDevice)
+    }
+}
+
+impl TryFrom<u32> for Direction {
+    type Error = DmaError;
+
+    /// Linux's numbers (`enum dma_data_direction`), for drivers that have them from elsewhere.
+    fn try_from(number: u32) -> Result<Self, DmaError> {
+        match number {
+            0 => Ok(Self::Bidirectional),
+            1 => Ok(Self::ToDevice),
+            2 => Ok(Self::FromDevice),
+            _ => Err(DmaError::InvalidDirection),
+        }
     }
 }

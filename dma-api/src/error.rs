@@ -50,6 +50,10 @@ pub enum DmaError {
         /// Slots in the pool.
         total: usize,
     },
+    /// Coherent access was required ([`crate::Attrs::REQUIRE_COHERENT`]), and the memory would have to be bounced or the
+    /// device does not see the CPU's caches.
+    #[error("the device's access would not be coherent")]
+    NotCoherent,
     /// No I/O addresses are left below the device's mask.
     #[error("no I/O addresses left for {size} bytes at or below {limit}")]
     AddressSpaceExhausted {
@@ -58,7 +62,7 @@ pub enum DmaError {
         /// The highest address that would do.
         limit: DmaAddr,
     },
-    /// The buffer does not allow this direction.
+    /// A number that is no direction (Linux: `DMA_NONE`, and what is not in `enum dma_data_direction`).
     #[error("invalid direction")]
     InvalidDirection,
     /// A length of zero, or one that wraps around the end of the address space.

@@ -9,13 +9,16 @@ use core::ptr::NonNull;
 use platform::sync::Mutex;
 use platform::{DmaAddr, PhysAddr};
 
-use crate::ops::forward_members;
-use crate::{Attrs, CoherentMemory, DeviceParms, Direction, DmaError, DmaMapOps, Quarantined, SgEntry};
+use crate::forward::forward_members;
+use crate::{
+    Attrs, CoherentMemory, DeviceParms, Direction, DmaError, DmaMapOps, IovaOps, IovaPart, IovaRange,
+    PageMemory, Quarantined, SgEntry,
+};
 
 bitflags::bitflags! {
     /// The members of [`DmaMapOps`] that can fail.
     #[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
-    pub struct Calls: u8 {
+    pub struct Calls: u16 {
         /// [`DmaMapOps::alloc`].
         const ALLOC = 1 << 0;
         /// [`DmaMapOps::map_phys`].
@@ -30,10 +33,26 @@ bitflags::bitflags! {
         const UNMAP_PHYS = 1 << 5;
         /// [`DmaMapOps::unmap_sg`].
         const UNMAP_SG = 1 << 6;
+        /// [`DmaMapOps::alloc_pages`].
+        const ALLOC_PAGES = 1 << 7;
+        /// [`DmaMapOps::free_pages`].
+        const FREE_PAGES = 1 << 8;
+        /// [`IovaOps::try_alloc`].
+        const IOVA_TRY_ALLOC = 1 << 9;
+        /// [`IovaOps::link`].
+        const IOVA_LINK = 1 << 10;
+        /// [`IovaOps::sync`].
+        const IOVA_SYNC = 1 << 11;
+        /// [`IovaOps::unlink`].
+        const IOVA_UNLINK = 1 << 12;
+        /// [`IovaOps::destroy`].
+        const IOVA_DESTROY = 1 << 13;
         /// All that give a device memory.
-        const MAPS = Self::ALLOC.bits() | Self::MAP_PHYS.bits() | Self::MAP_FOREIGN.bits() | Self::MAP_SG.bits();
+        const MAPS = Self::ALLOC.bits() | Self::MAP_PHYS.bits() | Self::MAP_FOREIGN.bits() | Self::MAP_SG.bits()
+            | Self::ALLOC_PAGES.bits() | Self::IOVA_TRY_ALLOC.bits() | Self::IOVA_LINK.bits() | Self::IOVA_SYNC.bits();
         /// All that take it away.
-        const UNMAPS = Self::FREE.bits() | Self::UNMAP_PHYS.bits() | Self::UNMAP_SG.bits();
+        const UNMAPS = Self::FREE.bits() | Self::UNMAP_PHYS.bits() | Self::UNMAP_SG.bits()
+            | Self::FREE_PAGES.bits() | Self::IOVA_UNLINK.bits() | Self::IOVA_DESTROY.bits();
     }
 }
 
@@ -176,8 +195,14 @@ impl<T: DmaMapOps> Faulty<T> {
 // is told the truth.
 unsafe impl<T: DmaMapOps> DmaMapOps for Faulty<T> {
     forward_members!(self => self.ops;
-        sync_for_cpu, sync_for_device, dma_supported, required_mask, max_mapping_size, opt_mapping_size, merge_boundary
+        sync_for_cpu, sync_for_device, sync_sg_for_cpu, sync_sg_for_device, dma_supported, required_mask,
+        max_mapping_size, opt_mapping_size, merge_boundary
     );
+
+    fn iova_ops(&self) -> Option<Box<dyn IovaOps + '_>> {
+        let ops = self.ops.iova_ops()?;
+        Some(Box::new(FaultyIova { ops, plan: &self.plan }))
+    }
 
     fn alloc(&self, dev: &DeviceParms, size: usize, attrs: Attrs) -> Result<CoherentMemory, DmaError> {
         self.plan.check(Calls::ALLOC)?;
@@ -194,6 +219,30 @@ unsafe impl<T: DmaMapOps> DmaMapOps for Faulty<T> {
         self.plan.check(Calls::FREE).map_err(|_| kept)?;
         // SAFETY: the caller's promise, handed on.
         unsafe { self.ops.free(dev, memory, attrs) }
+    }
+
+    fn alloc_pages(
+        &self,
+        dev: &DeviceParms,
+        size: usize,
+        dir: Direction,
+        attrs: Attrs,
+    ) -> Result<PageMemory, DmaError> {
+        self.plan.check(Calls::ALLOC_PAGES)?;
+        self.ops.alloc_pages(dev, size, dir, attrs)
+    }
+
+    unsafe fn free_pages(
+        &self,
+        dev: &DeviceParms,
+        memory: PageMemory,
+        dir: Direction,
+        attrs: Attrs,
+    ) -> Result<(), Quarantined> {
+        let kept = Quarantined { address: memory.dma, len: memory.size };
+        self.plan.check(Calls::FREE_PAGES).map_err(|_| kept)?;
+        // SAFETY: the caller's promise, handed on.
+        unsafe { self.ops.free_pages(dev, memory, dir, attrs) }
     }
 
     unsafe fn map_phys(
@@ -259,5 +308,65 @@ unsafe impl<T: DmaMapOps> DmaMapOps for Faulty<T> {
         self.plan.check(Calls::UNMAP_SG).map_err(|_| kept)?;
         // SAFETY: the caller's promise, handed on.
         unsafe { self.ops.unmap_sg(dev, list, dir, attrs) }
+    }
+}
+
+/// The two-step interface, whose calls fail too.
+#[derive(Debug)]
+struct FaultyIova<'a> {
+    ops: Box<dyn IovaOps + 'a>,
+    plan: &'a FaultPlan,
+}
+
+// SAFETY: as for `Faulty`; a range whose unlink or destroy fails is never used again, within or without.
+unsafe impl IovaOps for FaultyIova<'_> {
+    fn try_alloc(&self, dev: &DeviceParms, phys: PhysAddr, size: usize) -> Result<IovaRange, DmaError> {
+        self.plan.check(Calls::IOVA_TRY_ALLOC)?;
+        self.ops.try_alloc(dev, phys, size)
+    }
+
+    unsafe fn link(
+        &self,
+        dev: &DeviceParms,
+        part: IovaPart,
+        phys: PhysAddr,
+        dir: Direction,
+        attrs: Attrs,
+    ) -> Result<(), DmaError> {
+        self.plan.check(Calls::IOVA_LINK)?;
+        // SAFETY: the caller's promise, handed on.
+        unsafe { self.ops.link(dev, part, phys, dir, attrs) }
+    }
+
+    fn sync(&self, dev: &DeviceParms, part: IovaPart) -> Result<(), DmaError> {
+        self.plan.check(Calls::IOVA_SYNC)?;
+        self.ops.sync(dev, part)
+    }
+
+    unsafe fn unlink(
+        &self,
+        dev: &DeviceParms,
+        part: IovaPart,
+        dir: Direction,
+        attrs: Attrs,
+    ) -> Result<(), Quarantined> {
+        let kept = Quarantined { address: part.range.address, len: part.range.size };
+        self.plan.check(Calls::IOVA_UNLINK).map_err(|_| kept)?;
+        // SAFETY: the caller's promise, handed on.
+        unsafe { self.ops.unlink(dev, part, dir, attrs) }
+    }
+
+    unsafe fn destroy(
+        &self,
+        dev: &DeviceParms,
+        range: IovaRange,
+        linked: usize,
+        dir: Direction,
+        attrs: Attrs,
+    ) -> Result<(), Quarantined> {
+        let kept = Quarantined { address: range.address, len: range.size };
+        self.plan.check(Calls::IOVA_DESTROY).map_err(|_| kept)?;
+        // SAFETY: the caller's promise, handed on.
+        unsafe { self.ops.destroy(dev, range, linked, dir, attrs) }
     }
 }

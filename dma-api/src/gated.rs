@@ -5,8 +5,10 @@ use core::ptr::NonNull;
 
 use platform::{DmaAddr, PhysAddr};
 
-use crate::ops::forward_members;
-use crate::{Attrs, CoherentMemory, DeviceParms, Direction, DmaError, DmaMapOps, Quarantined, SgEntry};
+use crate::forward::forward_members;
+use crate::{
+    Attrs, CoherentMemory, DeviceParms, Direction, DmaError, DmaMapOps, PageMemory, Quarantined, SgEntry,
+};
 
 /// Ops that ask `gate` before they hand out anything. What was handed out is synced and given back whatever it says.
 pub struct Gated<O, G> {
@@ -72,8 +74,20 @@ unsafe impl<O: DmaMapOps, G: Fn() -> Result<(), DmaError> + Send + Sync> DmaMapO
         unsafe { self.ops.map_sg(dev, list, dir, attrs) }
     }
 
+    fn alloc_pages(
+        &self,
+        dev: &DeviceParms,
+        size: usize,
+        dir: Direction,
+        attrs: Attrs,
+    ) -> Result<PageMemory, DmaError> {
+        (self.gate)()?;
+        self.ops.alloc_pages(dev, size, dir, attrs)
+    }
+
+    // No `iova_ops`: a range is mapped part by part, each through the gate.
     forward_members!(self => self.ops;
-        free, unmap_phys, unmap_sg, sync_for_cpu, sync_for_device,
+        free, free_pages, unmap_phys, unmap_sg, sync_for_cpu, sync_for_device, sync_sg_for_cpu, sync_sg_for_device,
         dma_supported, required_mask, max_mapping_size, opt_mapping_size, merge_boundary
     );
 }

@@ -1,40 +1,31 @@
 //! The table of operations behind a device.
 
+use alloc::boxed::Box;
 use alloc::sync::Arc;
 use core::fmt;
 use core::ptr::NonNull;
 
 use platform::{DmaAddr, PhysAddr};
 
-use crate::{Attrs, DeviceParms, Direction, DmaError, Quarantined, SgEntry};
-
-/// Memory that CPU and device share, as [`DmaMapOps::alloc`] returned it.
-#[derive(Clone, Copy, Debug)]
-pub struct CoherentMemory {
-    /// Where the CPU sees it.
-    pub cpu: NonNull<u8>,
-    /// Where the device sees it.
-    pub dma: DmaAddr,
-    /// Bytes asked for.
-    pub size: usize,
-}
-
-// SAFETY: the pointer is a plain address of memory that belongs to whoever holds this value.
-unsafe impl Send for CoherentMemory {}
-// SAFETY: as above; nothing is reached through a shared reference.
-unsafe impl Sync for CoherentMemory {}
+use crate::forward::forward_members;
+use crate::{
+    Attrs, CoherentMemory, DeviceParms, Direction, DmaError, IovaOps, PageMemory, Quarantined, SgEntry,
+};
 
 /// How memory becomes visible to a device (Linux: `struct dma_map_ops`; an IOMMU's, a bounce pool's, or none at all).
 ///
-/// Drivers use [`crate::Device`] and the safe types; this is what backends implement. The names of Linux before 6.18
-/// (`map_page`, `map_resource`) are methods of `Device` over [`DmaMapOps::map_phys`].
+/// Drivers use [`crate::Device`] and the safe types; this is what backends implement. Linux's other names are methods over
+/// these: `map_page` and `map_resource` (members before 6.18) are [`crate::Device::map_page`] and
+/// [`crate::Device::map_resource`]; `get_sgtable` is [`crate::Device::sg_table`], since coherent memory is where the platform
+/// says that it is; and `mmap`, which lets others see coherent memory, is [`crate::CoherentView`].
 ///
 /// The members that map are `#[track_caller]`, and so is every implementation of them: [`crate::Checked`] knows which line of
 /// the driver called, also through `dyn`.
 ///
 /// # Safety
 /// Safe types rely on what these calls return:
-/// - memory from `alloc` is zeroed RAM that nobody else uses, mapped for the device at the returned address, until `free`;
+/// - memory from `alloc` and `alloc_pages` is zeroed RAM that nobody else uses, mapped for the device at the returned address,
+///   until it is freed;
 /// - `map_phys` and `map_sg` return addresses at which the device reaches exactly the given memory (or a copy that is copied
 ///   back by the unmap), in the given direction only where an IOMMU enforces it;
 /// - `map_foreign` always makes a copy: the device never reaches the given memory, which is read, and where the device
@@ -58,6 +49,46 @@ pub unsafe trait DmaMapOps: Send + Sync + fmt::Debug {
     /// `memory` and `attrs` are from one `alloc` of these ops, freed once; the CPU does not use it any more.
     unsafe fn free(&self, dev: &DeviceParms, memory: CoherentMemory, attrs: Attrs)
     -> Result<(), Quarantined>;
+
+    /// Allocates zeroed pages that CPU and device use in turns: mapped at one run of device addresses, but with
+    /// [`Attrs::FORCE_CONTIGUOUS`] only also in one piece of memory (Linux: `alloc_pages_op`, and `dma_alloc_noncontiguous`).
+    /// By default they are coherent memory, which is all of that.
+    ///
+    /// # Errors
+    /// [`DmaError`] with the reason.
+    #[track_caller]
+    fn alloc_pages(
+        &self,
+        dev: &DeviceParms,
+        size: usize,
+        dir: Direction,
+        attrs: Attrs,
+    ) -> Result<PageMemory, DmaError> {
+        let _ = dir;
+        self.alloc(dev, size, attrs).map(PageMemory::from)
+    }
+
+    /// Frees them (Linux: `free_pages`, and `dma_free_noncontiguous`).
+    ///
+    /// # Errors
+    /// [`Quarantined`] when the device may still reach the memory: it is kept and never reused.
+    ///
+    /// # Safety
+    /// The arguments are those of one `alloc_pages` of these ops, freed once; the CPU does not use the memory any more.
+    unsafe fn free_pages(
+        &self,
+        dev: &DeviceParms,
+        memory: PageMemory,
+        dir: Direction,
+        attrs: Attrs,
+    ) -> Result<(), Quarantined> {
+        let _ = dir;
+        let PageMemory { dma, size, pieces } = memory;
+        // SAFETY: the default `alloc_pages` made the one piece, by `alloc`.
+        pieces.iter().try_for_each(|piece| unsafe {
+            self.free(dev, CoherentMemory { cpu: piece.cpu, dma, size }, attrs)
+        })
+    }
 
     /// Maps `len` bytes of physical memory for streaming (Linux: `map_phys`; `dma_map_phys`).
     ///
@@ -193,14 +224,43 @@ pub unsafe trait DmaMapOps: Send + Sync + fmt::Debug {
         let _ = (dev, address, len, dir);
     }
 
+    /// Hands a mapped list to the CPU (Linux: `sync_sg_for_cpu`). By default each segment for itself.
+    ///
+    /// # Safety
+    /// The list is as `map_sg` left it, still mapped, with the same direction.
+    unsafe fn sync_sg_for_cpu(&self, dev: &DeviceParms, list: &[SgEntry], dir: Direction) {
+        for segment in list.iter().take_while(|entry| entry.dma_len != 0) {
+            // SAFETY: the caller's promise: each segment is part of a live mapping.
+            unsafe { self.sync_for_cpu(dev, segment.dma_address, segment.dma_len, dir) };
+        }
+    }
+
+    /// Hands a mapped list to the device (Linux: `sync_sg_for_device`). By default each segment for itself.
+    ///
+    /// # Safety
+    /// As [`DmaMapOps::sync_sg_for_cpu`].
+    unsafe fn sync_sg_for_device(&self, dev: &DeviceParms, list: &[SgEntry], dir: Direction) {
+        for segment in list.iter().take_while(|entry| entry.dma_len != 0) {
+            // SAFETY: the caller's promise: each segment is part of a live mapping.
+            unsafe { self.sync_for_device(dev, segment.dma_address, segment.dma_len, dir) };
+        }
+    }
+
+    /// The two-step interface, for ops that have I/O addresses to take (Linux: `use_dma_iommu`). Without it
+    /// [`crate::DmaIova`] maps piece by piece.
+    fn iova_ops(&self) -> Option<Box<dyn IovaOps + '_>> {
+        None
+    }
+
     /// Whether a device with this mask can be served (Linux: `dma_supported`).
-    fn dma_supported(&self, mask: u64) -> bool {
-        let _ = mask;
+    fn dma_supported(&self, dev: &DeviceParms, mask: u64) -> bool {
+        let _ = (dev, mask);
         true
     }
 
     /// The smallest mask that reaches everything that these ops may hand out (Linux: `get_required_mask`).
-    fn required_mask(&self) -> u64 {
+    fn required_mask(&self, dev: &DeviceParms) -> u64 {
+        let _ = dev;
         u64::MAX
     }
 
@@ -221,139 +281,6 @@ pub unsafe trait DmaMapOps: Send + Sync + fmt::Debug {
         0
     }
 }
-
-/// Hands members of `DmaMapOps` on, as they are: all of them for a pointer to ops, and for a decorator those that it leaves
-/// alone. This is the one place that lists each member.
-macro_rules! forward_members {
-    ($self:ident => $to:expr; $($member:ident),+ $(,)?) => {
-        $(forward_members!(@member $self, $to, $member);)+
-    };
-    ($self:ident => $to:expr) => {
-        forward_members!($self => $to;
-            alloc, free, map_phys, unmap_phys, map_foreign, map_sg, unmap_sg, sync_for_cpu, sync_for_device,
-            dma_supported, required_mask, max_mapping_size, opt_mapping_size, merge_boundary
-        );
-    };
-    (@member $self:ident, $to:expr, alloc) => {
-        fn alloc(&$self, dev: &DeviceParms, size: usize, attrs: Attrs) -> Result<CoherentMemory, DmaError> {
-            $to.alloc(dev, size, attrs)
-        }
-    };
-    (@member $self:ident, $to:expr, free) => {
-        unsafe fn free(
-            &$self,
-            dev: &DeviceParms,
-            memory: CoherentMemory,
-            attrs: Attrs,
-        ) -> Result<(), Quarantined> {
-            // SAFETY: the caller's promise, handed on.
-            unsafe { $to.free(dev, memory, attrs) }
-        }
-    };
-    (@member $self:ident, $to:expr, map_phys) => {
-        #[inline]
-        unsafe fn map_phys(
-            &$self,
-            dev: &DeviceParms,
-            phys: PhysAddr,
-            len: usize,
-            dir: Direction,
-            attrs: Attrs,
-        ) -> Result<DmaAddr, DmaError> {
-            // SAFETY: the caller's promise, handed on.
-            unsafe { $to.map_phys(dev, phys, len, dir, attrs) }
-        }
-    };
-    (@member $self:ident, $to:expr, unmap_phys) => {
-        #[inline]
-        unsafe fn unmap_phys(
-            &$self,
-            dev: &DeviceParms,
-            address: DmaAddr,
-            len: usize,
-            dir: Direction,
-            attrs: Attrs,
-        ) -> Result<(), Quarantined> {
-            // SAFETY: the caller's promise, handed on.
-            unsafe { $to.unmap_phys(dev, address, len, dir, attrs) }
-        }
-    };
-    (@member $self:ident, $to:expr, map_foreign) => {
-        unsafe fn map_foreign(
-            &$self,
-            dev: &DeviceParms,
-            cpu: NonNull<u8>,
-            len: usize,
-            dir: Direction,
-            attrs: Attrs,
-        ) -> Result<DmaAddr, DmaError> {
-            // SAFETY: the caller's promise, handed on.
-            unsafe { $to.map_foreign(dev, cpu, len, dir, attrs) }
-        }
-    };
-    (@member $self:ident, $to:expr, map_sg) => {
-        unsafe fn map_sg(
-            &$self,
-            dev: &DeviceParms,
-            list: &mut [SgEntry],
-            dir: Direction,
-            attrs: Attrs,
-        ) -> Result<usize, DmaError> {
-            // SAFETY: the caller's promise, handed on.
-            unsafe { $to.map_sg(dev, list, dir, attrs) }
-        }
-    };
-    (@member $self:ident, $to:expr, unmap_sg) => {
-        unsafe fn unmap_sg(
-            &$self,
-            dev: &DeviceParms,
-            list: &[SgEntry],
-            dir: Direction,
-            attrs: Attrs,
-        ) -> Result<(), Quarantined> {
-            // SAFETY: the caller's promise, handed on.
-            unsafe { $to.unmap_sg(dev, list, dir, attrs) }
-        }
-    };
-    (@member $self:ident, $to:expr, sync_for_cpu) => {
-        unsafe fn sync_for_cpu(&$self, dev: &DeviceParms, address: DmaAddr, len: usize, dir: Direction) {
-            // SAFETY: the caller's promise, handed on.
-            unsafe { $to.sync_for_cpu(dev, address, len, dir) }
-        }
-    };
-    (@member $self:ident, $to:expr, sync_for_device) => {
-        unsafe fn sync_for_device(&$self, dev: &DeviceParms, address: DmaAddr, len: usize, dir: Direction) {
-            // SAFETY: the caller's promise, handed on.
-            unsafe { $to.sync_for_device(dev, address, len, dir) }
-        }
-    };
-    (@member $self:ident, $to:expr, dma_supported) => {
-        fn dma_supported(&$self, mask: u64) -> bool {
-            $to.dma_supported(mask)
-        }
-    };
-    (@member $self:ident, $to:expr, required_mask) => {
-        fn required_mask(&$self) -> u64 {
-            $to.required_mask()
-        }
-    };
-    (@member $self:ident, $to:expr, max_mapping_size) => {
-        fn max_mapping_size(&$self, dev: &DeviceParms) -> usize {
-            $to.max_mapping_size(dev)
-        }
-    };
-    (@member $self:ident, $to:expr, opt_mapping_size) => {
-        fn opt_mapping_size(&$self) -> usize {
-            $to.opt_mapping_size()
-        }
-    };
-    (@member $self:ident, $to:expr, merge_boundary) => {
-        fn merge_boundary(&$self) -> u64 {
-            $to.merge_boundary()
-        }
-    };
-}
-pub(crate) use forward_members;
 
 // SAFETY: every member is handed to the ops behind the pointer, whose promises hold.
 unsafe impl<T: DmaMapOps + ?Sized> DmaMapOps for &T {

@@ -8,8 +8,10 @@ use core::ptr::NonNull;
 
 use platform::frames::FRAME_SIZE;
 use platform::{DmaAddr, PhysAddr};
+use zerocopy::{FromBytes, IntoBytes};
 
-use crate::stable::{BufferFor, MapDirection};
+use crate::elements::Elements;
+use crate::stable::{BufferFor, ExclusiveBuffer, MapDirection};
 use crate::{Attrs, Device, Direction, DmaError, MapFailed, Quarantined, SgEntry};
 
 /// A part of a mapped scatter list, in one piece for the device.
@@ -95,20 +97,35 @@ impl<'d, B: BufferFor<D>, D: MapDirection> ScatterList<'d, B, D> {
     pub fn unmap(self) -> Result<Vec<B>, Quarantined> {
         let mut this = ManuallyDrop::new(self);
         // SAFETY: `this` is forgotten, so its drop does not take the buffers again.
-        unsafe { this.take() }
+        unsafe { this.take(Attrs::empty()) }
+    }
+
+    /// Hands the buffers to the CPU, without ending the mapping (Linux: `dma_sync_sgtable_for_cpu`).
+    #[doc(alias = "dma_sync_sg_for_cpu")]
+    #[doc(alias = "dma_sync_sgtable_for_cpu")]
+    pub fn sync_for_cpu(self) -> CpuOwnedList<'d, B, D> {
+        match self.mapped {
+            // SAFETY: the list is as its map left it.
+            Mapped::Together => unsafe { self.device.sync_sg_for_cpu(&self.entries, D::DIRECTION) },
+            Mapped::Singly => self.entries.iter().for_each(|entry| {
+                // SAFETY: each entry is a mapping of its own.
+                unsafe { self.device.sync_single_for_cpu(entry.dma_address, entry.dma_len, D::DIRECTION) };
+            }),
+        }
+        CpuOwnedList(self)
     }
 
     /// Unmaps and takes the buffers.
     ///
     /// # Safety
     /// Called once; the list is not used after it.
-    unsafe fn take(&mut self) -> Result<Vec<B>, Quarantined> {
+    unsafe fn take(&mut self, attrs: Attrs) -> Result<Vec<B>, Quarantined> {
         let entries = core::mem::take(&mut self.entries);
         match self.mapped {
             // SAFETY: the list is as its map left it, and is unmapped once.
-            Mapped::Together => unsafe { self.device.unmap_sg(&entries, D::DIRECTION, Attrs::empty()) },
+            Mapped::Together => unsafe { self.device.unmap_sg(&entries, D::DIRECTION, attrs) },
             // SAFETY: each entry was mapped for itself, and is unmapped once.
-            Mapped::Singly => unsafe { unmap_singly(self.device, &entries, D::DIRECTION, Attrs::empty()) },
+            Mapped::Singly => unsafe { unmap_singly(self.device, &entries, D::DIRECTION, attrs) },
         }?;
         // SAFETY: taken once, and the device does not reach the elements any more.
         Ok(unsafe { take_back(ManuallyDrop::take(&mut self.raw)) })
@@ -118,13 +135,88 @@ impl<'d, B: BufferFor<D>, D: MapDirection> ScatterList<'d, B, D> {
 impl<B: BufferFor<D>, D: MapDirection> Drop for ScatterList<'_, B, D> {
     fn drop(&mut self) {
         // SAFETY: this is the end. When the device may still reach the buffers, they are leaked.
-        drop(unsafe { self.take() });
+        drop(unsafe { self.take(Attrs::empty()) });
     }
 }
 
 impl<B: BufferFor<D>, D: MapDirection> fmt::Debug for ScatterList<'_, B, D> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "ScatterList({} buffers in {} segments, {:?})", self.raw.len(), self.segments, D::DIRECTION)
+    }
+}
+
+/// The buffers of a mapped list, but the CPU's for now: they are read and written by value, by their number in the list, since
+/// a device that does not keep to its turn may change them at any moment.
+#[must_use = "a list that is dropped at once is unmapped at once"]
+#[derive(Debug)]
+pub struct CpuOwnedList<'d, B: BufferFor<D>, D: MapDirection>(ScatterList<'d, B, D>);
+
+impl<'d, B: BufferFor<D>, D: MapDirection> CpuOwnedList<'d, B, D> {
+    /// How many elements a buffer has.
+    ///
+    /// # Panics
+    /// When there is no such buffer, as a slice does.
+    pub fn len_of(&self, buffer: usize) -> usize {
+        self.elements(buffer).len()
+    }
+
+    /// Hands the buffers to the device again (Linux: `dma_sync_sgtable_for_device`).
+    #[doc(alias = "dma_sync_sg_for_device")]
+    #[doc(alias = "dma_sync_sgtable_for_device")]
+    pub fn sync_for_device(self) -> ScatterList<'d, B, D> {
+        let ScatterList { device, entries, mapped, .. } = &self.0;
+        match mapped {
+            // SAFETY: the list is as its map left it.
+            Mapped::Together => unsafe { device.sync_sg_for_device(entries, D::DIRECTION) },
+            Mapped::Singly => entries.iter().for_each(|entry| {
+                // SAFETY: each entry is a mapping of its own.
+                unsafe { device.sync_single_for_device(entry.dma_address, entry.dma_len, D::DIRECTION) };
+            }),
+        }
+        self.0
+    }
+
+    /// Ends the mapping and gives the buffers back in their order, as the CPU has them now.
+    ///
+    /// # Errors
+    /// As [`ScatterList::unmap`].
+    pub fn unmap(self) -> Result<Vec<B>, Quarantined> {
+        let mut list = ManuallyDrop::new(self.0);
+        // SAFETY: it is forgotten, so its drop does not take the buffers again. What the device wrote is here already.
+        unsafe { list.take(Attrs::SKIP_CPU_SYNC) }
+    }
+
+    fn elements(&self, buffer: usize) -> Elements<B::Item> {
+        let (at, len) = B::raw_slice(&self.0.raw[buffer]);
+        // SAFETY: the elements are in the buffer, which is given up: nobody writes them but a device.
+        unsafe { Elements::new(at, len) }
+    }
+}
+
+impl<B: BufferFor<D>, D: MapDirection> CpuOwnedList<'_, B, D>
+where
+    B::Item: FromBytes,
+{
+    /// Copies elements of a buffer out, from `first` on, as many as `into` holds.
+    ///
+    /// # Panics
+    /// When there are not so many, or there is no such buffer, as a slice does.
+    pub fn copy_to_slice(&self, buffer: usize, first: usize, into: &mut [B::Item]) {
+        self.elements(buffer).copy_to_slice(first, into);
+    }
+}
+
+impl<B: BufferFor<D> + ExclusiveBuffer, D: MapDirection> CpuOwnedList<'_, B, D>
+where
+    B::Item: IntoBytes,
+{
+    /// Copies elements into a buffer, from `first` on.
+    ///
+    /// # Panics
+    /// When there are not so many, or there is no such buffer, as a slice does.
+    pub fn copy_from_slice(&mut self, buffer: usize, first: usize, from: &[B::Item]) {
+        // SAFETY: the buffer is exclusive.
+        unsafe { self.elements(buffer).copy_from_slice(first, from) };
     }
 }
 

@@ -3,13 +3,13 @@
 use core::fmt;
 use core::marker::PhantomData;
 use core::mem::ManuallyDrop;
-use core::ptr::NonNull;
 
 use platform::DmaAddr;
 use zerocopy::{FromBytes, IntoBytes};
 
+use crate::elements::Elements;
 use crate::stable::{BufferFor, ExclusiveBuffer, MapDirection};
-use crate::{Attrs, Device, DmaError, Quarantined, volatile};
+use crate::{Attrs, Device, DmaError, Quarantined};
 
 /// A buffer that is mapped, and the device's (Linux: `dma_map_single` and its neighbours).
 ///
@@ -122,12 +122,30 @@ impl<'d, B: BufferFor<D>, D: MapDirection> Streaming<'d, B, D> {
     /// Hands the buffer to the CPU, without ending the mapping (Linux: `dma_sync_single_for_cpu`).
     #[doc(alias = "dma_sync_single_for_cpu")]
     pub fn sync_for_cpu(self) -> CpuOwned<'d, B, D> {
-        let parms = self.device.parms();
-        if parms.needs_sync() {
-            // SAFETY: this is the whole of a live mapping of these ops, with its direction.
-            unsafe { self.device.ops().sync_for_cpu(parms, self.address, self.bytes, D::DIRECTION) };
-        }
+        // SAFETY: this is the whole of a live mapping, with its direction.
+        unsafe { self.device.sync_single_for_cpu(self.address, self.bytes, D::DIRECTION) };
         CpuOwned(self)
+    }
+
+    /// Hands `count` elements from `first` on to the CPU, until what this returns is dropped (Linux:
+    /// `dma_sync_single_range_for_cpu`).
+    ///
+    /// # Panics
+    /// When there are no such elements, as a slice does.
+    #[doc(alias = "dma_sync_single_range_for_cpu")]
+    pub fn sync_range_for_cpu(&mut self, first: usize, count: usize) -> CpuPart<'_, 'd, B, D> {
+        let elements = self.elements().part(first, count);
+        let address = self.address.wrapping_add((first * size_of::<B::Item>()) as u64);
+        let part = CpuPart { elements, address, mapping: self };
+        // SAFETY: this is a part of a live mapping, with its direction.
+        unsafe { part.mapping.device.sync_single_for_cpu(address, part.bytes(), D::DIRECTION) };
+        part
+    }
+
+    fn elements(&self) -> Elements<B::Item> {
+        let (at, len) = B::raw_slice(&self.raw);
+        // SAFETY: the elements are in the buffer, which is given up: nobody writes them but a device.
+        unsafe { Elements::new(at, len) }
     }
 
     /// Unmaps and takes the buffer.
@@ -167,7 +185,7 @@ pub struct CpuOwned<'d, B: BufferFor<D>, D: MapDirection>(Streaming<'d, B, D>);
 impl<'d, B: BufferFor<D>, D: MapDirection> CpuOwned<'d, B, D> {
     /// How many elements there are.
     pub fn len(&self) -> usize {
-        B::raw_slice(&self.0.raw).1
+        self.0.elements().len()
     }
 
     /// Never: an empty buffer cannot be mapped.
@@ -178,11 +196,8 @@ impl<'d, B: BufferFor<D>, D: MapDirection> CpuOwned<'d, B, D> {
     /// Hands the buffer to the device again (Linux: `dma_sync_single_for_device`).
     #[doc(alias = "dma_sync_single_for_device")]
     pub fn sync_for_device(self) -> Streaming<'d, B, D> {
-        let parms = self.0.device.parms();
-        if parms.needs_sync() {
-            // SAFETY: this is the whole of a live mapping of these ops, with its direction.
-            unsafe { self.0.device.ops().sync_for_device(parms, self.0.address, self.0.bytes, D::DIRECTION) };
-        }
+        // SAFETY: this is the whole of a live mapping, with its direction.
+        unsafe { self.0.device.sync_single_for_device(self.0.address, self.0.bytes, D::DIRECTION) };
         self.0
     }
 
@@ -196,13 +211,6 @@ impl<'d, B: BufferFor<D>, D: MapDirection> CpuOwned<'d, B, D> {
         // `sync_for_cpu`; handing over again would put its copy, or stale memory, over what the CPU has written.
         unsafe { mapping.take(Attrs::SKIP_CPU_SYNC) }
     }
-
-    fn range(&self, first: usize, count: usize) -> NonNull<B::Item> {
-        let (at, len) = B::raw_slice(&self.0.raw);
-        assert!(first <= len && count <= len - first, "elements {first}.. of {len}, {count} of them");
-        // SAFETY: the element is in the buffer, or one past its end.
-        unsafe { at.add(first) }
-    }
 }
 
 impl<B: BufferFor<D>, D: MapDirection> CpuOwned<'_, B, D>
@@ -214,8 +222,7 @@ where
     /// # Panics
     /// When there is no such element, as a slice does.
     pub fn read(&self, index: usize) -> B::Item {
-        // SAFETY: the element is in the buffer, which nobody writes but a device, atomically; any bytes are an element.
-        unsafe { volatile::read(self.range(index, 1).as_ptr()) }
+        self.0.elements().read(index)
     }
 
     /// Copies elements out, from `first` on, as many as `into` holds.
@@ -223,9 +230,7 @@ where
     /// # Panics
     /// When there are not so many, as a slice does.
     pub fn copy_to_slice(&self, first: usize, into: &mut [B::Item]) {
-        let from = self.range(first, into.len());
-        // SAFETY: the elements are in the buffer, which nobody writes but a device, atomically; any bytes are an element.
-        unsafe { volatile::copy_out(from.as_ptr().cast(), into.as_mut_ptr().cast(), size_of_val(into)) };
+        self.0.elements().copy_to_slice(first, into);
     }
 }
 
@@ -238,8 +243,8 @@ where
     /// # Panics
     /// When there is no such element, as a slice does.
     pub fn write(&mut self, index: usize, value: B::Item) {
-        // SAFETY: the element is in the buffer, which is nobody else's but a device's, which accesses it atomically.
-        unsafe { volatile::write(self.range(index, 1).as_ptr(), value) };
+        // SAFETY: the buffer is exclusive.
+        unsafe { self.0.elements().write(index, value) };
     }
 
     /// Copies elements in, from `first` on.
@@ -247,9 +252,73 @@ where
     /// # Panics
     /// When there are not so many, as a slice does.
     pub fn copy_from_slice(&mut self, first: usize, from: &[B::Item]) {
-        let into = self.range(first, from.len());
-        // SAFETY: the elements are in the buffer, which is nobody else's but a device's, which accesses it atomically;
-        // they have no padding.
-        unsafe { volatile::copy_in(from.as_ptr().cast(), into.as_ptr().cast(), size_of_val(from)) };
+        // SAFETY: the buffer is exclusive.
+        unsafe { self.0.elements().copy_from_slice(first, from) };
+    }
+}
+
+/// A part of a mapped buffer that is the CPU's for now; the rest stays the device's. Dropped, the part is the device's again
+/// (Linux: `dma_sync_single_range_for_device`).
+#[must_use = "what is dropped at once is the device's again"]
+#[doc(alias = "dma_sync_single_range_for_device")]
+pub struct CpuPart<'m, 'd, B: BufferFor<D>, D: MapDirection> {
+    elements: Elements<B::Item>,
+    address: DmaAddr,
+    mapping: &'m mut Streaming<'d, B, D>,
+}
+
+impl<B: BufferFor<D>, D: MapDirection> CpuPart<'_, '_, B, D> {
+    /// How many elements there are.
+    pub fn len(&self) -> usize {
+        self.elements.len()
+    }
+
+    /// Whether there are none.
+    pub fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+
+    fn bytes(&self) -> usize {
+        self.len() * size_of::<B::Item>()
+    }
+}
+
+impl<B: BufferFor<D>, D: MapDirection> CpuPart<'_, '_, B, D>
+where
+    B::Item: FromBytes,
+{
+    /// Copies elements out, from `first` of the part on, as many as `into` holds.
+    ///
+    /// # Panics
+    /// When there are not so many, as a slice does.
+    pub fn copy_to_slice(&self, first: usize, into: &mut [B::Item]) {
+        self.elements.copy_to_slice(first, into);
+    }
+}
+
+impl<B: BufferFor<D> + ExclusiveBuffer, D: MapDirection> CpuPart<'_, '_, B, D>
+where
+    B::Item: IntoBytes,
+{
+    /// Copies elements in, from `first` of the part on.
+    ///
+    /// # Panics
+    /// When there are not so many, as a slice does.
+    pub fn copy_from_slice(&mut self, first: usize, from: &[B::Item]) {
+        // SAFETY: the buffer is exclusive.
+        unsafe { self.elements.copy_from_slice(first, from) };
+    }
+}
+
+impl<B: BufferFor<D>, D: MapDirection> Drop for CpuPart<'_, '_, B, D> {
+    fn drop(&mut self) {
+        // SAFETY: this is a part of a live mapping, with its direction.
+        unsafe { self.mapping.device.sync_single_for_device(self.address, self.bytes(), D::DIRECTION) };
+    }
+}
+
+impl<B: BufferFor<D>, D: MapDirection> fmt::Debug for CpuPart<'_, '_, B, D> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "CpuPart({} bytes at {}, {:?})", self.bytes(), self.address, D::DIRECTION)
     }
 }

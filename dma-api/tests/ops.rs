@@ -10,8 +10,8 @@ use common::{
     pattern,
 };
 use dma_api::{
-    Attrs, Checked, Counted, DeviceParms, Direction, DmaDebug, DmaError, DmaMapOps, Faulty, Quarantined,
-    SgEntry,
+    Attrs, Checked, Counted, DeviceParms, Direction, DmaDebug, DmaError, DmaMapOps, Faulty, IovaPart,
+    Quarantined, SgEntry,
 };
 use platform::PhysAddr;
 
@@ -27,6 +27,9 @@ fn call_every_member(ops: impl DmaMapOps, bench: &Bench) -> Vec<Call> {
     // SAFETY: the memory stays valid and nobody uses it until everything is unmapped, once, as it was mapped.
     unsafe {
         ops.free(&parms, memory, attrs).unwrap();
+        let memory = ops.alloc_pages(&parms, 5000, dir, attrs).unwrap();
+        assert_eq!(memory.pieces.len(), 2);
+        ops.free_pages(&parms, memory, dir, attrs).unwrap();
         let address = ops.map_phys(&parms, phys, 200, dir, attrs).unwrap();
         ops.sync_for_cpu(&parms, address, 20, dir);
         ops.sync_for_device(&parms, address, 30, dir);
@@ -35,10 +38,20 @@ fn call_every_member(ops: impl DmaMapOps, bench: &Bench) -> Vec<Call> {
         ops.unmap_phys(&parms, address, 300, dir, attrs).unwrap();
         let mut list = [SgEntry::new(phys, 16), SgEntry::new(phys.wrapping_add(16), 16)];
         assert_eq!(ops.map_sg(&parms, &mut list, dir, attrs).unwrap(), 1, "the mock joins neighbours");
+        ops.sync_sg_for_cpu(&parms, &list, dir);
+        ops.sync_sg_for_device(&parms, &list, dir);
         ops.unmap_sg(&parms, &list, dir, attrs).unwrap();
+        let iova = ops.iova_ops().unwrap();
+        let range = iova.try_alloc(&parms, phys, 40).unwrap();
+        let part = |offset, len| IovaPart { range, offset, len };
+        iova.link(&parms, part(0, 10), phys, dir, attrs).unwrap();
+        iova.link(&parms, part(10, 30), phys.wrapping_add(4096), dir, attrs).unwrap();
+        iova.sync(&parms, part(0, 40)).unwrap();
+        iova.unlink(&parms, part(10, 30), dir, attrs).unwrap();
+        iova.destroy(&parms, range, 10, dir, attrs).unwrap();
     }
-    assert!(!ops.dma_supported(UNSUPPORTED));
-    assert_eq!(ops.required_mask(), REQUIRED_MASK);
+    assert!(!ops.dma_supported(&parms, UNSUPPORTED));
+    assert_eq!(ops.required_mask(&parms), REQUIRED_MASK);
     assert_eq!(ops.max_mapping_size(&parms), MAX_MAPPING);
     assert_eq!(ops.opt_mapping_size(), OPT_MAPPING);
     assert_eq!(ops.merge_boundary(), MERGE_BOUNDARY);
@@ -47,6 +60,11 @@ fn call_every_member(ops: impl DmaMapOps, bench: &Bench) -> Vec<Call> {
         Call::MapPhys { dir, .. } | Call::MapForeign { dir, .. } | Call::UnmapPhys { dir, .. } => Some(dir),
         Call::MapSg { dir, .. } | Call::UnmapSg { dir, .. } => Some(dir),
         Call::SyncForCpu { dir, .. } | Call::SyncForDevice { dir, .. } => Some(dir),
+        Call::SyncSgForCpu { dir, .. } | Call::SyncSgForDevice { dir, .. } => Some(dir),
+        Call::AllocPages { dir, .. } | Call::FreePages { dir, .. } => Some(dir),
+        Call::IovaLink { dir, .. } | Call::IovaUnlink { dir, .. } | Call::IovaDestroy { dir, .. } => {
+            Some(dir)
+        }
         _ => None,
     };
     assert!(calls.iter().filter_map(dir_seen).all(|seen| seen == dir));
@@ -58,9 +76,11 @@ fn names(calls: &[Call]) -> Vec<String> {
     calls.iter().map(|call| format!("{call:?}").split(' ').next().unwrap().to_owned()).collect()
 }
 
-const EVERY_MEMBER: [&str; 15] = [
+const EVERY_MEMBER: [&str; 26] = [
     "Alloc",
     "Free",
+    "AllocPages",
+    "FreePages",
     "MapPhys",
     "SyncForCpu",
     "SyncForDevice",
@@ -68,7 +88,16 @@ const EVERY_MEMBER: [&str; 15] = [
     "MapForeign",
     "UnmapPhys",
     "MapSg",
+    "SyncSgForCpu",
+    "SyncSgForDevice",
     "UnmapSg",
+    "IovaOps",
+    "IovaTryAlloc",
+    "IovaLink",
+    "IovaLink",
+    "IovaSync",
+    "IovaUnlink",
+    "IovaDestroy",
     "DmaSupported",
     "RequiredMask",
     "MaxMappingSize",
@@ -117,13 +146,40 @@ fn every_member_arrives_through_the_failing_decorator() {
 fn arguments_arrive_as_they_were_given() {
     let bench = Bench::new();
     let calls = call_every_member(&bench.mock, &bench);
+    let dir = Direction::FromDevice;
+    let attrs = Attrs::NO_WARN;
     assert_eq!(calls[0], Call::Alloc { size: 100 });
-    assert!(matches!(calls[2], Call::MapPhys { phys, len: 200, .. } if phys >= BASE));
-    assert!(matches!(calls[3], Call::SyncForCpu { len: 20, .. }));
-    assert!(matches!(calls[4], Call::SyncForDevice { len: 30, .. }));
-    assert!(matches!(calls[5], Call::UnmapPhys { len: 200, attrs: Attrs::NO_WARN, .. }));
-    assert!(matches!(calls[8], Call::MapSg { elements: 2, .. }));
-    assert_eq!(calls[10], Call::DmaSupported { mask: UNSUPPORTED });
+    assert_eq!(calls[2], Call::AllocPages { size: 5000, dir });
+    assert_eq!(calls[3], Call::FreePages { size: 5000, dir, attrs });
+    assert!(matches!(calls[4], Call::MapPhys { phys, len: 200, .. } if phys >= BASE));
+    assert!(matches!(calls[5], Call::SyncForCpu { len: 20, .. }));
+    assert!(matches!(calls[6], Call::SyncForDevice { len: 30, .. }));
+    assert!(matches!(calls[7], Call::UnmapPhys { len: 200, attrs: Attrs::NO_WARN, .. }));
+    assert!(matches!(calls[10], Call::MapSg { elements: 2, .. }));
+    assert_eq!(calls[11], Call::SyncSgForCpu { elements: 2, dir });
+    assert!(matches!(calls[15], Call::IovaTryAlloc { size: 40, .. }));
+    assert!(matches!(calls[17], Call::IovaLink { offset: 10, len: 30, phys, .. } if phys >= BASE + 4096));
+    assert_eq!(calls[18], Call::IovaSync { offset: 0, len: 40 });
+    assert_eq!(calls[19], Call::IovaUnlink { offset: 10, len: 30, dir, attrs });
+    assert_eq!(calls[20], Call::IovaDestroy { linked: 10, dir, attrs });
+    assert_eq!(calls[21], Call::DmaSupported { mask: UNSUPPORTED });
+}
+
+/// The same list of members for every wrapper, which nobody can forget to lengthen: what is in the trait is in the macro.
+#[test]
+fn every_member_of_the_trait_is_in_the_one_list() {
+    let trait_source = include_str!("../src/ops.rs");
+    let list = include_str!("../src/forward.rs");
+    let list = list.split_once("forward_members!($self => $to;").unwrap().1.split_once(");").unwrap().0;
+    let listed: Vec<&str> = list.split(',').map(str::trim).collect();
+    let body =
+        trait_source.split_once("pub unsafe trait DmaMapOps").unwrap().1.split_once("\n}\n").unwrap().0;
+    let members = body.lines().filter_map(|line| {
+        let line = line.strip_prefix("    ")?;
+        let line = line.strip_prefix("unsafe ").unwrap_or(line);
+        line.strip_prefix("fn ")?.split_once('(').map(|(name, _)| name)
+    });
+    assert_eq!(members.collect::<Vec<_>>(), listed);
 }
 
 #[test]
@@ -131,8 +187,9 @@ fn by_default_nothing_is_limited_and_nothing_is_bounced() {
     let bench = Bench::new();
     let ops = Required(bench.mock.clone());
     let parms = DeviceParms::new(true, false);
-    assert!(ops.dma_supported(UNSUPPORTED));
-    assert_eq!(ops.required_mask(), u64::MAX);
+    assert!(ops.dma_supported(&parms, UNSUPPORTED));
+    assert_eq!(ops.required_mask(&parms), u64::MAX);
+    assert!(ops.iova_ops().is_none());
     assert_eq!(ops.max_mapping_size(&parms), usize::MAX);
     assert_eq!(ops.opt_mapping_size(), usize::MAX);
     assert_eq!(ops.merge_boundary(), 0);
@@ -228,4 +285,33 @@ fn an_unmap_goes_on_after_an_element_that_fails() {
     let unmapped = unsafe { ops.unmap_sg(&parms, &list, DIR, Attrs::empty()) };
     assert_eq!(unmapped, Err(Quarantined { address: list[0].dma_address, len: 100 }));
     assert_eq!(bench.mock.take_calls().len(), 3);
+}
+
+#[test]
+fn by_default_pages_are_coherent_memory_in_one_piece() {
+    let bench = Bench::new();
+    let ops = Required(bench.mock.clone());
+    let parms = DeviceParms::new(true, false);
+    let memory = ops.alloc_pages(&parms, 9000, DIR, Attrs::empty()).unwrap();
+    assert_eq!((memory.pieces.len(), memory.pieces[0].len), (1, 9000));
+    assert!(bench.mock.device_write(memory.dma, &[7; 9000]));
+    // SAFETY: allocated so, freed once.
+    unsafe { ops.free_pages(&parms, memory, DIR, Attrs::empty()) }.unwrap();
+    assert!(matches!(bench.mock.take_calls()[..], [Call::Alloc { size: 9000 }, Call::Free { .. }]));
+    assert_eq!(bench.host.live(), 0);
+}
+
+#[test]
+fn by_default_each_segment_of_a_list_is_synced_for_itself() {
+    let bench = Bench::new();
+    let ops = Required(bench.mock.clone());
+    let parms = DeviceParms::new(true, false);
+    let (_buffer, mut list) = three_elements(&bench);
+    // SAFETY: the buffer outlives the mapping, which ends below, as it was made.
+    unsafe {
+        ops.map_sg(&parms, &mut list, DIR, Attrs::empty()).unwrap();
+        ops.sync_sg_for_cpu(&parms, &list, DIR);
+        ops.sync_sg_for_device(&parms, &list, DIR);
+        ops.unmap_sg(&parms, &list, DIR, Attrs::empty()).unwrap();
+    }
 }

@@ -1,13 +1,21 @@
 //! `DmaMapOps` over a domain (Linux: `iommu_dma_ops`, drivers/iommu/dma-iommu.c).
 
-use alloc::sync::Arc;
+mod alloc;
+mod iova;
+
+use ::alloc::boxed::Box;
+use ::alloc::sync::Arc;
 use core::ptr::NonNull;
 
-use dma_api::{Attrs, CoherentMemory, DeviceParms, Direction, DmaError, DmaMapOps, Quarantined, SgEntry};
+use dma_api::{
+    Attrs, CoherentMemory, DeviceParms, Direction, DmaError, DmaMapOps, IovaOps, PageMemory, Quarantined,
+    SgEntry,
+};
 use platform::sync::atomic::Ordering;
-use platform::{DmaAddr, FrameRequest, IotlbGather, MapError, PhysAddr, Platform, Prot, Window, trace};
+use platform::{DmaAddr, IotlbGather, MapError, PhysAddr, Platform, Prot, Window, trace};
 use swiotlb::Swiotlb;
 
+use self::iova::TwoStep;
 use crate::cookie::DmaCookie;
 use crate::domain::Domain;
 use crate::group::{Ownership, Status, check_usable};
@@ -104,6 +112,28 @@ impl IommuDma {
         iova.ok_or(DmaError::AddressSpaceExhausted { size: size as usize, limit })
     }
 
+    /// # Errors
+    /// [`DmaError::InvalidAlignment`] when the device wants more of an address kept than its place in a granule.
+    #[inline]
+    fn check_align(&self, parms: &DeviceParms) -> Result<(), DmaError> {
+        let mask = parms.min_align_mask();
+        let kept = mask < self.cookie().iovas.granule();
+        if kept { Ok(()) } else { Err(DmaError::InvalidAlignment(mask as usize)) }
+    }
+
+    /// Takes I/O addresses for the granules of memory: where they begin, their length, and where in them the memory begins.
+    #[inline]
+    fn take_iova(&self, mask: u64, phys: PhysAddr, len: usize) -> Result<(DmaAddr, u64, u64), DmaError> {
+        let cookie = self.cookie();
+        let granule = cookie.iovas.granule();
+        let offset = phys.offset_in(granule);
+        let size = (len as u64)
+            .checked_add(offset)
+            .and_then(|size| size.checked_next_multiple_of(granule))
+            .ok_or(DmaError::InvalidLength(len))?;
+        Ok((self.alloc_iova(size, mask)?, size, offset))
+    }
+
     /// Maps physical memory at new I/O addresses (Linux: `__iommu_dma_map`).
     ///
     /// # Safety
@@ -117,14 +147,8 @@ impl IommuDma {
         prot: Prot,
     ) -> Result<DmaAddr, DmaError> {
         trace::event("__iommu_dma_map", phys.get(), len as u64);
-        let cookie = self.cookie();
-        let granule = cookie.iovas.granule();
-        let offset = phys.offset_in(granule);
-        let size = (len as u64)
-            .checked_add(offset)
-            .and_then(|size| size.checked_next_multiple_of(granule))
-            .ok_or(DmaError::InvalidLength(len))?;
-        let iova = self.alloc_iova(size, mask)?;
+        let (iova, size, offset) = self.take_iova(mask, phys, len)?;
+        let granule = self.cookie().iovas.granule();
         // SAFETY: the caller's promise; the I/O addresses are this call's own.
         let (done, result) = unsafe { self.domain.map(iova, phys.align_down(granule), size, prot) };
         match result {
@@ -202,6 +226,33 @@ impl IommuDma {
         }
     }
 
+    /// Makes a copy of `len` bytes at `cpu` that is alone in its granules, with zeros around it, in a place as `limits` say.
+    ///
+    /// # Safety
+    /// As `DmaMapOps::map_foreign`.
+    unsafe fn bounce(
+        &self,
+        parms: &DeviceParms,
+        limits: &DeviceParms,
+        cpu: NonNull<u8>,
+        len: usize,
+        dir: Direction,
+        attrs: Attrs,
+    ) -> Result<(&Swiotlb, PhysAddr), DmaError> {
+        if attrs.contains(Attrs::REQUIRE_COHERENT) {
+            return Err(DmaError::NotCoherent);
+        }
+        let pool = self.bounce.as_deref().ok_or(DmaError::NotRam)?;
+        parms.set_needs_sync();
+        let granule = self.cookie().iovas.granule();
+        // SAFETY: the caller's promise.
+        let copy = unsafe { pool.map(limits, cpu, len, granule - 1, dir, attrs) }?;
+        // Whatever the attributes: the device must not find in memory what was there before the copy and its zeros.
+        let granules = (copy.offset_in(granule) + len as u64).next_multiple_of(granule);
+        self.clean(parms, copy.align_down(granule), granules as usize);
+        Ok((pool, copy))
+    }
+
     /// Maps a copy of `len` bytes at `cpu` (Linux: `iommu_dma_map_swiotlb`).
     ///
     /// # Safety
@@ -215,18 +266,11 @@ impl IommuDma {
         dir: Direction,
         attrs: Attrs,
     ) -> Result<DmaAddr, DmaError> {
-        let pool = self.bounce.as_ref().ok_or(DmaError::NotRam)?;
-        parms.set_needs_sync();
-        let granule = self.cookie().iovas.granule();
-        // SAFETY: the caller's promise. The copy is alone in its granules, with zeros around it.
-        let copy = unsafe { pool.map(parms, cpu, len, granule - 1, dir, attrs) }?;
-        // Whatever the attributes: the device must not find in memory what was there before the copy and its zeros.
-        let around = copy.offset_in(granule);
-        let granules = (around + len as u64).next_multiple_of(granule);
-        self.clean(parms, copy.align_down(granule), granules as usize);
+        // SAFETY: the caller's promise.
+        let (pool, copy) = unsafe { self.bounce(parms, parms, cpu, len, dir, attrs) }?;
         let prot = dma_info_to_prot(dir, parms.is_coherent(), attrs);
         // SAFETY: the copy stays the device's until it is unmapped.
-        match unsafe { self.map_range(parms.streaming_mask(), copy, len, prot) } {
+        match unsafe { self.map_range(parms.streaming_limit(), copy, len, prot) } {
             Ok(address) => {
                 self.cookie().bounces.fetch_add(1, Ordering::Relaxed);
                 Ok(address)
@@ -296,25 +340,11 @@ unsafe impl DmaMapOps for IommuDma {
     fn alloc(&self, parms: &DeviceParms, size: usize, attrs: Attrs) -> Result<CoherentMemory, DmaError> {
         trace::event("iommu_dma_alloc", 0, size as u64);
         self.check_alive()?;
-        if size == 0 {
-            return Err(DmaError::InvalidLength(size));
-        }
-        let granule =
-            usize::try_from(self.cookie().iovas.granule()).map_err(|_| DmaError::InvalidLength(size))?;
-        let bytes = size.checked_next_multiple_of(granule).ok_or(DmaError::InvalidLength(size))?;
-        let request = FrameRequest { align: granule, ..FrameRequest::anywhere(bytes) };
-        let phys = self.platform.alloc(request).map_err(|_| DmaError::OutOfMemory)?;
+        // Without a way to show scattered frames to the CPU in one piece, coherent memory is contiguous.
         let prot = dma_info_to_prot(Direction::Bidirectional, parms.is_coherent(), attrs);
-        let mapped = NonNull::new(self.window.ptr(phys)).ok_or(DmaError::OutOfMemory).and_then(|cpu| {
-            // SAFETY: the frames are this allocation's own until they are freed.
-            let dma = unsafe { self.map_range(parms.coherent_mask(), phys, bytes, prot) }?;
-            Ok(CoherentMemory { cpu, dma, size })
-        });
-        if mapped.is_err() {
-            // SAFETY: they were taken just now, and no device reaches them: a failed map was taken back.
-            unsafe { self.platform.free(phys, bytes) };
-        }
-        mapped
+        let memory = self.alloc_frames(parms, size, prot, attrs | Attrs::FORCE_CONTIGUOUS)?;
+        let cpu = memory.pieces.first().ok_or(DmaError::OutOfMemory)?.cpu;
+        Ok(CoherentMemory { cpu, dma: memory.dma, size })
     }
 
     unsafe fn free(
@@ -324,20 +354,36 @@ unsafe impl DmaMapOps for IommuDma {
         _attrs: Attrs,
     ) -> Result<(), Quarantined> {
         trace::event("iommu_dma_free", memory.dma.get(), memory.size as u64);
-        let granule = self.cookie().iovas.granule() as usize;
-        let bytes = memory.size.next_multiple_of(granule);
-        // SAFETY: the caller's promise.
-        unsafe { self.unmap_range(memory.dma, bytes) }?;
-        if self.domain.is_lazy() {
-            // Unlike a driver's buffer, pages that go back to the allocator must be out of reach at once.
-            self.cookie().queue.drain(&self.domain, &self.cookie().iovas);
-            if self.cookie().queue.has_failed() {
-                return Err(Quarantined { address: memory.dma, len: memory.size });
-            }
-        }
-        // SAFETY: the frames were taken by `alloc`, and no device reaches them any more.
-        unsafe { self.platform.free(self.window.phys(memory.cpu.as_ptr()), bytes) };
-        Ok(())
+        // SAFETY: the caller's promise: memory of `alloc`, in one piece.
+        unsafe { self.free_frames(memory.into()) }
+    }
+
+    fn alloc_pages(
+        &self,
+        parms: &DeviceParms,
+        size: usize,
+        dir: Direction,
+        attrs: Attrs,
+    ) -> Result<PageMemory, DmaError> {
+        trace::event("iommu_dma_alloc_noncontiguous", 0, size as u64);
+        let prot = dma_info_to_prot(dir, parms.is_coherent(), attrs);
+        self.alloc_frames(parms, size, prot, attrs)
+    }
+
+    unsafe fn free_pages(
+        &self,
+        _parms: &DeviceParms,
+        memory: PageMemory,
+        _dir: Direction,
+        _attrs: Attrs,
+    ) -> Result<(), Quarantined> {
+        trace::event("iommu_dma_free_noncontiguous", memory.dma.get(), memory.size as u64);
+        // SAFETY: the caller's promise: memory of `alloc_pages`.
+        unsafe { self.free_frames(memory) }
+    }
+
+    fn iova_ops(&self) -> Option<Box<dyn IovaOps + '_>> {
+        Some(Box::new(TwoStep(self)))
     }
 
     #[inline]
@@ -351,6 +397,7 @@ unsafe impl DmaMapOps for IommuDma {
     ) -> Result<DmaAddr, DmaError> {
         trace::event("iommu_dma_map_page", phys.get(), len as u64);
         self.check_alive()?;
+        self.check_align(parms)?;
         if parms.is_untrusted() && (phys.get() | len as u64) & (self.cookie().iovas.granule() - 1) != 0 {
             // A page is mapped whole: a hostile device would see what else is in it.
             if attrs.contains(Attrs::MMIO) {
@@ -365,7 +412,7 @@ unsafe impl DmaMapOps for IommuDma {
         }
         let prot = dma_info_to_prot(dir, parms.is_coherent(), attrs);
         // SAFETY: the caller's promise.
-        unsafe { self.map_range(parms.streaming_mask(), phys, len, prot) }
+        unsafe { self.map_range(parms.streaming_limit(), phys, len, prot) }
     }
 
     #[inline]
@@ -417,6 +464,7 @@ unsafe impl DmaMapOps for IommuDma {
     ) -> Result<usize, DmaError> {
         trace::event("iommu_dma_map_sg", 0, list.len() as u64);
         self.check_alive()?;
+        self.check_align(parms)?;
         let granule = self.cookie().iovas.granule();
         if parms.is_untrusted() && has_partial_pages(list, granule) {
             // SAFETY: the caller's promise.
@@ -425,7 +473,7 @@ unsafe impl DmaMapOps for IommuDma {
         let Some(layout) = Layout::of(list, granule, parms.segment_boundary()) else {
             return Err(DmaError::InvalidLength(list.len()));
         };
-        let iova = self.alloc_iova(layout.size, parms.streaming_mask())?;
+        let iova = self.alloc_iova(layout.size, parms.streaming_limit())?;
         let prot = dma_info_to_prot(dir, parms.is_coherent(), attrs);
         let mut places = layout.restart();
         for (index, entry) in list.iter().enumerate() {
@@ -517,9 +565,17 @@ unsafe impl DmaMapOps for IommuDma {
         });
     }
 
-    fn dma_supported(&self, mask: u64) -> bool {
+    fn dma_supported(&self, parms: &DeviceParms, mask: u64) -> bool {
         // One page below the mask must be left beside page 0, which is never handed out.
+        let mask = mask.min(parms.bus_limit());
         mask >= self.domain.aperture().0.get().max(2 * self.cookie().iovas.granule() - 1)
+    }
+
+    /// Translated, a device reaches everything with 32 bits, unless the domain begins above or ends below.
+    fn required_mask(&self, _parms: &DeviceParms) -> u64 {
+        let mask_of = |last: DmaAddr| u64::MAX.checked_shr(last.get().leading_zeros()).unwrap_or(0);
+        let (first, last) = self.domain.aperture();
+        mask_of(first).max(u64::from(u32::MAX)).min(mask_of(last))
     }
 
     fn max_mapping_size(&self, parms: &DeviceParms) -> usize {

@@ -132,7 +132,6 @@ impl Domain {
         len: u64,
         prot: Prot,
     ) -> (u64, Result<(), MapError>) {
-        trace::event("iommu_map", iova.get(), len);
         // SAFETY: the caller's promise.
         let (done, result) = unsafe { self.map_nosync(iova, phys, len, prot) };
         (done, result.and_then(|()| self.sync_map(iova, len)))
@@ -152,6 +151,7 @@ impl Domain {
         len: u64,
         prot: Prot,
     ) -> (u64, Result<(), MapError>) {
+        trace::event("iommu_map", iova.get(), len);
         if !prot.intersects(Prot::READ | Prot::WRITE) {
             return (0, Err(MapError::NoAccess));
         }

@@ -81,6 +81,11 @@ pub unsafe trait Frames: Send + Sync + fmt::Debug {
     ///
     /// Asked only about what [`Window::translate`] does not know.
     fn translate(&self, at: *const u8, len: usize) -> Option<Extent>;
+
+    /// The last physical address of RAM, or all ones when nobody knows (Linux: `max_pfn`): what a device must reach at most.
+    fn last(&self) -> PhysAddr {
+        PhysAddr::new(u64::MAX)
+    }
 }
 
 /// Where the CPU sees physical memory: at a constant distance, so that translating is one addition.

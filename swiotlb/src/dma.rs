@@ -5,9 +5,7 @@ use alloc::sync::Arc;
 use core::fmt;
 use core::ptr::NonNull;
 
-use dma_api::{
-    Attrs, BusRanges, CoherentMemory, DeviceParms, Direction, DmaDirect, DmaError, DmaMapOps, Quarantined,
-};
+use dma_api::{Attrs, CoherentMemory, DeviceParms, Direction, DmaDirect, DmaError, DmaMapOps, Quarantined};
 use platform::{DmaAddr, PhysAddr, Platform, Window, trace};
 
 use crate::{Config, PoolTooSmall, Swiotlb};
@@ -27,12 +25,13 @@ impl<G: Send + Sync> SwiotlbDma<G> {
     /// ([`Config::force`]). `guard` is dropped with them.
     ///
     /// # Safety
-    /// The caller trusts every device that gets these ops, and its driver, to touch only memory that they were given, and
+    /// Every device that gets these ops is behind a bus with the [ranges](DeviceParms::bus_ranges) that its `DeviceParms`
+    /// tell. The caller trusts every device that gets these ops, and its driver, to touch only memory that they were given, and
     /// to stop before it is given back: no hardware enforces it.
     pub unsafe fn new(platform: Arc<dyn Platform>, pool: Option<Arc<Swiotlb>>, guard: G) -> Self {
         let window = platform.window();
-        // SAFETY: the caller's trust; memory is at its physical addresses.
-        let direct = unsafe { DmaDirect::new(platform, BusRanges::identity(), guard) };
+        // SAFETY: the caller's trust; the devices' buses are what their `DeviceParms` tell.
+        let direct = unsafe { DmaDirect::new(platform, guard) };
         Self { direct, window, pool, restricted: false }
     }
 
@@ -69,13 +68,6 @@ impl<G: Send + Sync> SwiotlbDma<G> {
         self.pool.as_deref()
     }
 
-    /// The same behind a bus that lets only addresses up to `limit` through (Linux: `bus_dma_limit`).
-    #[must_use]
-    pub fn limited_to(mut self, limit: u64) -> Self {
-        self.direct = self.direct.limited_to(limit);
-        self
-    }
-
     /// # Safety
     /// As `DmaMapOps::map_foreign`.
     unsafe fn map_bounced(
@@ -87,11 +79,14 @@ impl<G: Send + Sync> SwiotlbDma<G> {
         attrs: Attrs,
     ) -> Result<DmaAddr, DmaError> {
         trace::event("swiotlb_map", cpu.as_ptr().addr() as u64, len as u64);
+        if attrs.contains(Attrs::REQUIRE_COHERENT) {
+            return Err(DmaError::NotCoherent);
+        }
         let pool = self.pool.as_ref().ok_or(DmaError::NotRam)?;
         parms.set_needs_sync();
         // SAFETY: the caller's promise.
         let copy = unsafe { pool.map(parms, cpu, len, 0, dir, attrs) }?;
-        match self.direct.phys_to_dma(parms.streaming_mask(), copy, len) {
+        match self.direct.phys_to_dma(parms, parms.streaming_limit(), copy, len) {
             Ok(address) => {
                 if !attrs.contains(Attrs::SKIP_CPU_SYNC) {
                     // SAFETY: the mapping was made just now.
@@ -115,7 +110,7 @@ impl<G: Send + Sync> SwiotlbDma<G> {
     /// The pool, when `address` is in it.
     fn bounced(&self, parms: &DeviceParms, address: DmaAddr) -> Option<(&Swiotlb, PhysAddr)> {
         let pool = self.pool().filter(|_| parms.needs_sync())?;
-        let phys = self.direct.dma_to_phys(address)?;
+        let phys = parms.bus_ranges().to_phys(address)?;
         pool.contains(phys).then_some((pool, phys))
     }
 }
@@ -127,7 +122,7 @@ unsafe impl<G: Send + Sync> DmaMapOps for SwiotlbDma<G> {
         let Some(pool) = self.own_pool() else { return self.direct.alloc(parms, size, attrs) };
         trace::event("swiotlb_alloc", 0, size as u64);
         let at = pool.alloc(size)?;
-        let dma = self.direct.phys_to_dma(parms.coherent_mask(), at, size);
+        let dma = self.direct.phys_to_dma(parms, parms.coherent_limit(), at, size);
         let cpu = NonNull::new(self.window.ptr(at)).ok_or(DmaError::OutOfMemory);
         match dma.and_then(|dma| Ok(CoherentMemory { cpu: cpu?, dma, size })) {
             Ok(memory) => Ok(memory),
@@ -231,12 +226,12 @@ unsafe impl<G: Send + Sync> DmaMapOps for SwiotlbDma<G> {
         unsafe { self.direct.sync_for_device(parms, address, len, dir) };
     }
 
-    fn dma_supported(&self, mask: u64) -> bool {
-        self.direct.dma_supported(mask)
+    fn dma_supported(&self, parms: &DeviceParms, mask: u64) -> bool {
+        self.direct.dma_supported(parms, mask)
     }
 
-    fn required_mask(&self) -> u64 {
-        self.direct.required_mask()
+    fn required_mask(&self, parms: &DeviceParms) -> u64 {
+        self.direct.required_mask(parms)
     }
 
     fn max_mapping_size(&self, parms: &DeviceParms) -> usize {

@@ -7,8 +7,8 @@ use std::sync::Arc;
 
 use common::{Cache, FOUR_GIB, Host, SEGMENT, pattern, pool};
 use dma_api::{
-    Attrs, Bidirectional, Calls, CoherentSlice, Device, DeviceBuilder, Direction, DmaBuffer, DmaError,
-    FaultPlan, Faulty, FromDevice, ScopedError, Streaming, ToDevice,
+    Attrs, Bidirectional, BusRanges, Calls, CoherentSlice, Device, DeviceBuilder, Direction, DmaBuffer,
+    DmaError, FaultPlan, Faulty, FromDevice, ScopedError, Streaming, ToDevice,
 };
 use platform::{FrameRequest, Frames, PhysAddr, Platform};
 use swiotlb::{Swiotlb, SwiotlbDma};
@@ -44,6 +44,11 @@ fn ops(host: &Arc<Host>, pool: Option<&Arc<Swiotlb>>) -> SwiotlbDma {
 
 fn device(host: &Arc<Host>, ops: SwiotlbDma) -> Arc<Device> {
     Arc::new(DeviceBuilder::new("test").build(Arc::new(ops), host.clone()))
+}
+
+fn limited_device(host: &Arc<Host>, ops: SwiotlbDma, limit: u64) -> Arc<Device> {
+    let builder = DeviceBuilder::new("test").behind_bus(BusRanges::identity(), limit);
+    Arc::new(builder.build(Arc::new(ops), host.clone()))
 }
 
 fn map(device: &Device, phys: PhysAddr, len: usize, dir: Direction, attrs: Attrs) -> Result<u64, DmaError> {
@@ -103,7 +108,7 @@ fn memory_that_reaches_beyond_the_mask_by_one_byte_is_bounced() {
     let pool = pool(&host, SEGMENT, 1);
     let page = Page::below(&host);
     let limit = page.1.get() + 99;
-    let device = device(&host, ops(&host, Some(&pool)).limited_to(limit));
+    let device = limited_device(&host, ops(&host, Some(&pool)), limit);
     assert_eq!(map(&device, page.1, 100, Direction::ToDevice, Attrs::empty()), Ok(page.1.get()));
     // The pool is above that limit here, so that the copy does not help, and is given back.
     let error = map(&device, page.1, 101, Direction::ToDevice, Attrs::empty()).unwrap_err();
@@ -125,7 +130,7 @@ fn coherent_memory_is_below_the_coherent_mask_and_the_bus_limit() {
     assert!(last(&free) < FOUR_GIB);
     free.set_coherent_mask(u64::MAX).unwrap();
     assert!(last(&free) >= FOUR_GIB);
-    let limited = device(&host, ops(&host, None).limited_to(FOUR_GIB - 1));
+    let limited = limited_device(&host, ops(&host, None), FOUR_GIB - 1);
     limited.set_mask(u64::MAX).unwrap();
     assert!(last(&limited) < FOUR_GIB);
     assert_eq!(host.live(), 0, "freed when dropped");
@@ -137,7 +142,7 @@ fn coherent_memory_is_below_the_coherent_mask_and_the_bus_limit() {
 fn a_bus_limit_bounces_whatever_the_mask() {
     let host = Host::new();
     let pool = pool(&host, SEGMENT, 1);
-    let device = device(&host, ops(&host, Some(&pool)).limited_to(FOUR_GIB - 1));
+    let device = limited_device(&host, ops(&host, Some(&pool)), FOUR_GIB - 1);
     device.set_mask(u64::MAX).unwrap();
     let page = Page::above(&host);
     let at = map(&device, page.1, 4096, Direction::ToDevice, Attrs::empty()).unwrap();

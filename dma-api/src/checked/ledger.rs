@@ -11,7 +11,7 @@ use super::debug::DmaDebug;
 use super::ranges::{Owner, Ranges, last};
 use super::report::{Mapping, MappingKind, Mistake};
 use super::watch::{SyncVerdict, Verdict};
-use crate::{Attrs, CoherentMemory, DeviceParms, Direction, Segment, SgEntry};
+use crate::{Attrs, CoherentMemory, DeviceParms, Direction, PageMemory, Segment, SgEntry};
 
 /// How many mappings that have ended are remembered, to tell what is ended twice from what never was.
 const ENDED: usize = 64;
@@ -34,6 +34,7 @@ pub(super) enum Memory {
     /// The process's, by address.
     Foreign(u64),
     Coherent(CoherentMemory),
+    Pages(PageMemory),
     /// The list as its map left it, and how many segments it has.
     List(Box<[SgEntry]>, usize),
 }
@@ -44,6 +45,7 @@ pub(super) enum Ended<'a> {
     Single { address: DmaAddr, len: usize, dir: Direction },
     List { list: &'a [SgEntry], dir: Direction },
     Coherent { memory: CoherentMemory, attrs: Attrs },
+    Pages { memory: &'a PageMemory, dir: Direction, attrs: Attrs },
 }
 
 /// A part of a record in the device's addresses.
@@ -84,7 +86,7 @@ impl Record {
         match &self.memory {
             Memory::Phys(phys) => Vec::from([(phys.get(), self.mapping.len)]),
             Memory::List(list, _) => list.iter().map(|entry| (entry.phys.get(), entry.len)).collect(),
-            Memory::Foreign(_) | Memory::Coherent(_) => Vec::new(),
+            Memory::Foreign(_) | Memory::Coherent(_) | Memory::Pages(_) => Vec::new(),
         }
     }
 
@@ -106,7 +108,7 @@ impl Record {
 
     /// Whether others may not have the same memory. What is not handed over by the map may, as in Linux.
     fn claims_memory(&self) -> bool {
-        !self.attrs.intersects(Attrs::SKIP_CPU_SYNC | Attrs::MMIO)
+        !self.attrs.intersects(Attrs::SKIP_CPU_SYNC | Attrs::MMIO | Attrs::DEBUGGING_IGNORE_CACHELINES)
     }
 }
 
@@ -116,6 +118,7 @@ impl Ended<'_> {
             Self::Single { .. } => MappingKind::Single,
             Self::List { .. } => MappingKind::Scatter,
             Self::Coherent { .. } => MappingKind::Coherent,
+            Self::Pages { .. } => MappingKind::Pages,
         }
     }
 
@@ -124,6 +127,7 @@ impl Ended<'_> {
             Self::Single { address, .. } => *address,
             Self::List { list, .. } => list.first().map_or(DmaAddr::new(0), |entry| entry.dma_address),
             Self::Coherent { memory, .. } => memory.dma,
+            Self::Pages { memory, .. } => memory.dma,
         }
     }
 
@@ -134,6 +138,7 @@ impl Ended<'_> {
                 list.iter().map(|entry| entry.dma_len).take_while(|&len| len != 0).sum()
             }
             Self::Coherent { memory, .. } => memory.size,
+            Self::Pages { memory, .. } => memory.size,
         }
     }
 
@@ -160,6 +165,17 @@ impl Ended<'_> {
                     mistakes.push(Mistake::WrongElements { mapping, elements, ended_with });
                 } else if let Some(element) = differs() {
                     mistakes.push(Mistake::ListChanged { mapping, element });
+                }
+            }
+            Self::Pages { memory, dir, attrs } => {
+                if memory.size != mapping.len {
+                    mistakes.push(Mistake::WrongSize { mapping, len: memory.size });
+                }
+                if dir != mapping.dir {
+                    mistakes.push(Mistake::WrongDirection { mapping, dir });
+                }
+                if attrs != record.attrs {
+                    mistakes.push(Mistake::WrongAttrs { mapping, attrs: record.attrs, freed_with: attrs });
                 }
             }
             Self::Coherent { memory, attrs } => {
@@ -305,6 +321,41 @@ impl Ledger {
         self.remove(id).map_or(Verdict::Refused, Verdict::Ends)
     }
 
+    pub(super) fn unlinked(
+        &mut self,
+        address: DmaAddr,
+        len: usize,
+        within: usize,
+        dir: Direction,
+        mistakes: &mut Vec<Mistake>,
+    ) -> Option<Direction> {
+        if self.off {
+            return Some(dir);
+        }
+        let end = address.get().saturating_add(len as u64);
+        let overlapping = self.mapped.overlapping(address.get(), last(address.get(), within));
+        let found: Vec<_> = overlapping
+            .filter_map(|(owner, first, last)| {
+                let mapping = self.records.get(&owner.id)?.mapping;
+                let inside = first >= address.get() && last < end;
+                (mapping.kind == MappingKind::Linked).then_some((owner.id, mapping, inside))
+            })
+            .collect();
+        let bytes: usize = found.iter().map(|(_, mapping, _)| mapping.len).sum();
+        if bytes != len || found.iter().any(|&(.., inside)| !inside) {
+            mistakes.push(Mistake::NotMapped { kind: MappingKind::Linked, address, len });
+            return None;
+        }
+        let made = found.first().map_or(dir, |(_, mapping, _)| mapping.dir);
+        for (id, mapping, _) in found {
+            if mapping.dir != dir {
+                mistakes.push(Mistake::WrongDirection { mapping, dir });
+            }
+            self.remove(id);
+        }
+        Some(made)
+    }
+
     fn remove(&mut self, id: u64) -> Option<Record> {
         let record = self.records.remove(&id)?;
         self.entries -= record.entries();
@@ -370,7 +421,7 @@ impl Ledger {
 fn check_limits(dev: &DeviceParms, record: &Record, parts: &[Part], mistakes: &mut Vec<Mistake>) {
     let mapping = record.mapping;
     let mask = match mapping.kind {
-        MappingKind::Coherent => dev.coherent_mask(),
+        MappingKind::Coherent | MappingKind::Pages => dev.coherent_mask(),
         _ => dev.streaming_mask(),
     };
     if parts.iter().any(|part| last(part.address, part.len) > mask) {

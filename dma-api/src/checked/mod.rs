@@ -1,6 +1,7 @@
 //! Checking what a driver does with the DMA API.
 
 mod debug;
+mod iova;
 mod ledger;
 mod pool_watch;
 mod ranges;
@@ -14,8 +15,12 @@ use core::ptr::NonNull;
 
 use platform::{DmaAddr, PhysAddr};
 
-use crate::ops::forward_members;
-use crate::{Attrs, CoherentMemory, DeviceParms, Direction, DmaError, DmaMapOps, Quarantined, SgEntry};
+use crate::forward::forward_members;
+use crate::{
+    Attrs, CoherentMemory, DeviceParms, Direction, DmaError, DmaMapOps, IovaOps, PageMemory, Quarantined,
+    SgEntry,
+};
+use iova::CheckedIova;
 use ledger::{Ended, Memory, Record};
 use watch::{SyncVerdict, Verdict, Watched};
 
@@ -101,6 +106,19 @@ impl<T: DmaMapOps> Checked<T> {
     }
 }
 
+impl<T> Checked<T> {
+    /// The direction of a list that is synced; `None` when a segment is not mapped as a sync needs it.
+    fn synced_list(&self, list: &[SgEntry], dir: Direction, for_cpu: bool) -> Option<Direction> {
+        let segments = list.iter().take_while(|entry| entry.dma_len != 0);
+        segments.fold(Some(dir), |verdict, segment| {
+            match self.watched.synced(segment.dma_address, segment.dma_len, dir, for_cpu) {
+                SyncVerdict::In(dir) => verdict.map(|_| dir),
+                SyncVerdict::Refused => None,
+            }
+        })
+    }
+}
+
 impl<T> Drop for Checked<T> {
     fn drop(&mut self) {
         self.watched.gone();
@@ -138,6 +156,46 @@ unsafe impl<T: DmaMapOps> DmaMapOps for Checked<T> {
         };
         // SAFETY: it was allocated so, and the ledger has it no more; or else this is the caller's promise, handed on.
         unsafe { self.ops.free(dev, memory, attrs) }
+    }
+
+    fn iova_ops(&self) -> Option<Box<dyn IovaOps + '_>> {
+        let ops = self.ops.iova_ops()?;
+        Some(Box::new(CheckedIova { ops, watched: &self.watched }))
+    }
+
+    fn alloc_pages(
+        &self,
+        dev: &DeviceParms,
+        size: usize,
+        dir: Direction,
+        attrs: Attrs,
+    ) -> Result<PageMemory, DmaError> {
+        let (kind, made_at) = (MappingKind::Pages, Location::caller());
+        self.not_empty(size, kind, made_at)?;
+        let memory = self.ops.alloc_pages(dev, size, dir, attrs)?;
+        let mapping = Mapping { kind, address: memory.dma, len: size, dir, made_at };
+        self.watched.made(dev, Record { mapping, attrs, memory: Memory::Pages(memory.clone()) });
+        Ok(memory)
+    }
+
+    unsafe fn free_pages(
+        &self,
+        dev: &DeviceParms,
+        memory: PageMemory,
+        dir: Direction,
+        attrs: Attrs,
+    ) -> Result<(), Quarantined> {
+        let (memory, dir, attrs) = match self.watched.ends(Ended::Pages { memory: &memory, dir, attrs }) {
+            Verdict::Ends(Record { mapping, attrs, memory: Memory::Pages(made) }) => {
+                (made, mapping.dir, attrs)
+            }
+            Verdict::Unknown => (memory, dir, attrs),
+            Verdict::Ends(_) | Verdict::Refused => {
+                return Err(Quarantined { address: memory.dma, len: memory.size });
+            }
+        };
+        // SAFETY: they were allocated so, and the ledger has them no more; or else this is the caller's promise, handed on.
+        unsafe { self.ops.free_pages(dev, memory, dir, attrs) }
     }
 
     unsafe fn map_phys(
@@ -244,6 +302,20 @@ unsafe impl<T: DmaMapOps> DmaMapOps for Checked<T> {
         if let SyncVerdict::In(dir) = self.watched.synced(address, len, dir, false) {
             // SAFETY: the range is in a mapping that was made in this direction.
             unsafe { self.ops.sync_for_device(dev, address, len, dir) };
+        }
+    }
+
+    unsafe fn sync_sg_for_cpu(&self, dev: &DeviceParms, list: &[SgEntry], dir: Direction) {
+        if let Some(dir) = self.synced_list(list, dir, true) {
+            // SAFETY: the segments are in a mapping that was made in this direction.
+            unsafe { self.ops.sync_sg_for_cpu(dev, list, dir) };
+        }
+    }
+
+    unsafe fn sync_sg_for_device(&self, dev: &DeviceParms, list: &[SgEntry], dir: Direction) {
+        if let Some(dir) = self.synced_list(list, dir, false) {
+            // SAFETY: the segments are in a mapping that was made in this direction.
+            unsafe { self.ops.sync_sg_for_device(dev, list, dir) };
         }
     }
 }

@@ -19,6 +19,10 @@ pub enum MappingKind {
     Scatter,
     /// By `alloc`; ended by `free`.
     Coherent,
+    /// By `alloc_pages`; ended by `free_pages`.
+    Pages,
+    /// By `link` of the two-step interface; ended by its `unlink` and `destroy`.
+    Linked,
 }
 
 impl MappingKind {
@@ -36,6 +40,8 @@ impl fmt::Display for MappingKind {
             Self::Foreign => "bounced mapping",
             Self::Scatter => "scatter list",
             Self::Coherent => "coherent memory",
+            Self::Pages => "page allocation",
+            Self::Linked => "link",
         })
     }
 }

@@ -71,6 +71,18 @@ impl Watched {
         self.with(|ledger, mistakes| ledger.synced(address, len, dir, for_cpu, mistakes))
     }
 
+    /// Takes out the links in the first `len` bytes at `address`, which must be all links in `within` bytes there; their
+    /// direction, or `None` when they are not.
+    pub(super) fn unlinked(
+        &self,
+        address: DmaAddr,
+        len: usize,
+        within: usize,
+        dir: Direction,
+    ) -> Option<Direction> {
+        self.with(|ledger, mistakes| ledger.unlinked(address, len, within, dir, mistakes))
+    }
+
     /// The device is gone.
     pub(super) fn gone(&self) {
         let live = self.live();

@@ -146,6 +146,10 @@ unsafe impl Frames for Host {
         let page = if self.scattered.load(Ordering::Relaxed) { PAGE - phys.offset_in(PAGE) } else { left };
         Some(Extent { phys, len: len.min(left.min(page) as usize) })
     }
+
+    fn last(&self) -> PhysAddr {
+        PhysAddr::new(BASE + SIZE - 1)
+    }
 }
 
 impl CacheMaintenance for Host {

@@ -5,7 +5,10 @@ use std::ptr::NonNull;
 use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
 
-use dma_api::{Attrs, CoherentMemory, DeviceParms, Direction, DmaError, DmaMapOps, Quarantined, SgEntry};
+use dma_api::{
+    Attrs, CoherentMemory, DeviceParms, Direction, DmaError, DmaMapOps, IovaOps, IovaPart, IovaRange,
+    PageMemory, PagePiece, Quarantined, SgEntry,
+};
 use platform::device_memory::{copy_in, copy_out};
 use platform::{DmaAddr, FrameRequest, Frames, PhysAddr};
 
@@ -21,8 +24,18 @@ pub enum Call {
     UnmapPhys { address: u64, len: usize, dir: Direction, attrs: Attrs },
     MapSg { elements: usize, dir: Direction },
     UnmapSg { elements: usize, dir: Direction },
+    AllocPages { size: usize, dir: Direction },
+    FreePages { size: usize, dir: Direction, attrs: Attrs },
     SyncForCpu { address: u64, len: usize, dir: Direction },
     SyncForDevice { address: u64, len: usize, dir: Direction },
+    SyncSgForCpu { elements: usize, dir: Direction },
+    SyncSgForDevice { elements: usize, dir: Direction },
+    IovaOps,
+    IovaTryAlloc { phys: u64, size: usize },
+    IovaLink { offset: usize, len: usize, phys: u64, dir: Direction },
+    IovaSync { offset: usize, len: usize },
+    IovaUnlink { offset: usize, len: usize, dir: Direction, attrs: Attrs },
+    IovaDestroy { linked: usize, dir: Direction, attrs: Attrs },
     DmaSupported { mask: u64 },
     RequiredMask,
     MaxMappingSize,
@@ -65,6 +78,8 @@ pub struct Mock {
     next: AtomicU64,
     /// Where the next coherent memory lies for the device.
     pub next_coherent: AtomicU64,
+    /// There are no I/O addresses for the two-step interface.
+    pub no_addresses: AtomicBool,
     /// How many maps and allocations succeed from now on.
     pub maps_left: AtomicUsize,
     /// No unmap and no free succeeds.
@@ -91,6 +106,7 @@ impl Mock {
             live: Mutex::default(),
             next: AtomicU64::new(0x1000_0000),
             next_coherent: AtomicU64::new(0x4000_0000),
+            no_addresses: AtomicBool::new(false),
             maps_left: AtomicUsize::new(usize::MAX),
             unmaps_fail: AtomicBool::new(false),
         })
@@ -204,6 +220,65 @@ unsafe impl DmaMapOps for Mock {
         Ok(())
     }
 
+    /// Two pieces that lie the other way round in memory, or one.
+    fn alloc_pages(
+        &self,
+        _: &DeviceParms,
+        size: usize,
+        dir: Direction,
+        attrs: Attrs,
+    ) -> Result<PageMemory, DmaError> {
+        self.note(Call::AllocPages { size, dir });
+        self.allowed()?;
+        let bytes = size.next_multiple_of(4096);
+        let first = if attrs.contains(Attrs::FORCE_CONTIGUOUS) { bytes } else { bytes.min(4096) };
+        let dma = DmaAddr::new(self.next_coherent.fetch_add(bytes as u64, Ordering::Relaxed));
+        let mut pieces = Vec::new();
+        for (offset, len) in [(0, first), (first, bytes - first)] {
+            if len != 0 {
+                let phys = self.host.alloc(FrameRequest::anywhere(len)).map_err(|_| DmaError::OutOfMemory)?;
+                let at = self.ram(phys);
+                self.live
+                    .lock()
+                    .unwrap()
+                    .insert(dma.get() + offset as u64, Live { at, len, dir, copy: None });
+                pieces.push(PagePiece { cpu: at, len });
+            }
+        }
+        Ok(PageMemory { dma, size, pieces: pieces.into() })
+    }
+
+    unsafe fn free_pages(
+        &self,
+        _: &DeviceParms,
+        memory: PageMemory,
+        dir: Direction,
+        attrs: Attrs,
+    ) -> Result<(), Quarantined> {
+        self.note(Call::FreePages { size: memory.size, dir, attrs });
+        let mut at = memory.dma;
+        for piece in &memory.pieces {
+            self.leave(at, piece.len, dir, Attrs::empty())?;
+            at = at.wrapping_add(piece.len as u64);
+            // SAFETY: the caller's promise: pieces of `alloc_pages`, freed once.
+            unsafe { self.host.free(self.host.window().phys(piece.cpu.as_ptr()), piece.len) };
+        }
+        Ok(())
+    }
+
+    unsafe fn sync_sg_for_cpu(&self, _: &DeviceParms, list: &[SgEntry], dir: Direction) {
+        self.note(Call::SyncSgForCpu { elements: list.len(), dir });
+    }
+
+    unsafe fn sync_sg_for_device(&self, _: &DeviceParms, list: &[SgEntry], dir: Direction) {
+        self.note(Call::SyncSgForDevice { elements: list.len(), dir });
+    }
+
+    fn iova_ops(&self) -> Option<Box<dyn IovaOps + '_>> {
+        self.note(Call::IovaOps);
+        Some(Box::new(MockIova(self)))
+    }
+
     unsafe fn map_phys(
         &self,
         _: &DeviceParms,
@@ -308,12 +383,12 @@ unsafe impl DmaMapOps for Mock {
         });
     }
 
-    fn dma_supported(&self, mask: u64) -> bool {
+    fn dma_supported(&self, _: &DeviceParms, mask: u64) -> bool {
         self.note(Call::DmaSupported { mask });
         mask != UNSUPPORTED
     }
 
-    fn required_mask(&self) -> u64 {
+    fn required_mask(&self, _: &DeviceParms) -> u64 {
         self.note(Call::RequiredMask);
         REQUIRED_MASK
     }
@@ -331,6 +406,81 @@ unsafe impl DmaMapOps for Mock {
     fn merge_boundary(&self) -> u64 {
         self.note(Call::MergeBoundary);
         MERGE_BOUNDARY
+    }
+}
+
+/// The two-step interface: each link is a mapping of its own at the range's addresses.
+#[derive(Debug)]
+struct MockIova<'a>(&'a Mock);
+
+impl MockIova<'_> {
+    fn unlink(&self, part: IovaPart, dir: Direction, attrs: Attrs) -> Result<(), Quarantined> {
+        let (first, end) = (part.address().get(), part.address().get() + part.len as u64);
+        let links: Vec<_> =
+            self.0.live.lock().unwrap().range(first..end).map(|(&at, live)| (at, live.len)).collect();
+        assert_eq!(links.iter().map(|(_, len)| len).sum::<usize>(), part.len, "whole links, without a gap");
+        let given_up = Quarantined { address: part.range.address, len: part.range.size };
+        links
+            .into_iter()
+            .try_for_each(|(at, len)| self.0.leave(DmaAddr::new(at), len, dir, attrs).map_err(|_| given_up))
+    }
+}
+
+// SAFETY: the device reaches exactly what `live` says, which links fill and unlinks empty.
+unsafe impl IovaOps for MockIova<'_> {
+    fn try_alloc(&self, _: &DeviceParms, phys: PhysAddr, size: usize) -> Result<IovaRange, DmaError> {
+        self.0.note(Call::IovaTryAlloc { phys: phys.get(), size });
+        if self.0.no_addresses.load(Ordering::Relaxed) {
+            return Err(DmaError::AddressSpaceExhausted { size, limit: DmaAddr::new(0) });
+        }
+        self.0.allowed()?;
+        let offset = phys.get() % 4096;
+        let pages = (offset + size as u64).next_multiple_of(4096) + 4096;
+        let address = DmaAddr::new(self.0.next.fetch_add(pages, Ordering::Relaxed) + offset);
+        Ok(IovaRange { address, size })
+    }
+
+    unsafe fn link(
+        &self,
+        _: &DeviceParms,
+        part: IovaPart,
+        phys: PhysAddr,
+        dir: Direction,
+        _: Attrs,
+    ) -> Result<(), DmaError> {
+        self.0.note(Call::IovaLink { offset: part.offset, len: part.len, phys: phys.get(), dir });
+        self.0.allowed()?;
+        let live = Live { at: self.0.ram(phys), len: part.len, dir, copy: None };
+        self.0.live.lock().unwrap().insert(part.address().get(), live);
+        Ok(())
+    }
+
+    fn sync(&self, _: &DeviceParms, part: IovaPart) -> Result<(), DmaError> {
+        self.0.note(Call::IovaSync { offset: part.offset, len: part.len });
+        Ok(())
+    }
+
+    unsafe fn unlink(
+        &self,
+        _: &DeviceParms,
+        part: IovaPart,
+        dir: Direction,
+        attrs: Attrs,
+    ) -> Result<(), Quarantined> {
+        self.0.note(Call::IovaUnlink { offset: part.offset, len: part.len, dir, attrs });
+        MockIova::unlink(self, part, dir, attrs)
+    }
+
+    unsafe fn destroy(
+        &self,
+        _: &DeviceParms,
+        range: IovaRange,
+        linked: usize,
+        dir: Direction,
+        attrs: Attrs,
+    ) -> Result<(), Quarantined> {
+        self.0.note(Call::IovaDestroy { linked, dir, attrs });
+        MockIova::unlink(self, IovaPart { range, offset: 0, len: linked }, dir, attrs)
     }
 }
 
