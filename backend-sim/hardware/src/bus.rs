@@ -139,7 +139,7 @@ pub struct Identity {
     /// MSI-X vectors; the tree holds their table and pending bits, in BAR 4.
     pub msix_vectors: u16,
     /// Capabilities of its own, in 32-bit words of which the first has the ID in bits 7:0. They go into the list behind
-    /// PCI Express and MSI-X; the way to the next, bits 15:8 of the first word, is the tree's to fill in.
+    /// PCI Express and MSI-X, and end before 100h; the way to the next, bits 15:8 of the first word, is the tree's to fill in.
     pub capabilities: Vec<Vec<u32>>,
 }
 
