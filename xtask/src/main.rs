@@ -1,9 +1,10 @@
-//! The project's own commands: `cargo xtask test`, `loom`, `bench`, `mutate`.
+//! The project's own commands: `cargo xtask test`, `loom`, `bench`, `mutate`, `sanitize`.
 
 mod bench;
 mod loom;
 mod mutate;
 mod named_files;
+mod sanitize;
 mod steps;
 mod test;
 mod workspace;
@@ -29,6 +30,8 @@ enum Command {
     Bench(bench::Options),
     /// Apply each fault of mutations/ to a scratch worktree and see its test fail
     Mutate(mutate::Options),
+    /// Run tests under AddressSanitizer and ThreadSanitizer; takes a nightly toolchain with rust-src
+    Sanitize(sanitize::Options),
 }
 
 fn main() -> ExitCode {
@@ -37,6 +40,7 @@ fn main() -> ExitCode {
         Command::Loom(options) => loom::run(&options),
         Command::Bench(options) => bench::run(&options),
         Command::Mutate(options) => mutate::run(&options),
+        Command::Sanitize(options) => sanitize::run(&options),
     };
     match result {
         Ok(()) => ExitCode::SUCCESS,
