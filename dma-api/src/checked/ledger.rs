@@ -376,6 +376,24 @@ impl Ledger {
         Some(record)
     }
 
+    /// Whether a list that is synced has as many elements as the mapped one that begins there.
+    pub(super) fn synced_whole(&self, list: &[SgEntry], mistakes: &mut Vec<Mistake>) -> bool {
+        let Some(first) = list.first() else { return true };
+        let starting = self.mapped.starting(first.dma_address.get());
+        let lists = starting.filter_map(|owner| match self.records.get(&owner.id)? {
+            Record { mapping, memory: Memory::List(made, _), .. } => Some((*mapping, made.len())),
+            _ => None,
+        });
+        // Several may begin there: the one that fits is meant.
+        let Some((mapping, elements)) = lists.min_by_key(|&(_, elements)| elements != list.len()) else {
+            return true;
+        };
+        if elements != list.len() {
+            mistakes.push(Mistake::SyncElements { mapping, elements, synced_with: list.len() });
+        }
+        elements == list.len()
+    }
+
     pub(super) fn synced(
         &self,
         address: DmaAddr,

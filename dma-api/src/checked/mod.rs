@@ -61,7 +61,7 @@ pub use report::{Mapping, MappingKind, Mistake, Report};
 /// | 15 | in another direction | [`Mistake::SyncDirection`] |
 /// | 16 | for the CPU, of what the device only reads | [`Mistake::SyncReadOnlyForCpu`] |
 /// | 17 | for the device, of what it only writes | [`Mistake::SyncWriteOnlyForDevice`] |
-/// | 18 | of a list with another number of entries | – a sync names a range of a segment |
+/// | 18 | of a list with another number of entries | [`Mistake::SyncElements`] |
 /// | 19 | a segment is longer than the device takes | [`Mistake::SegmentTooLong`] |
 /// | 20 | a segment crosses the device's boundary | [`Mistake::SegmentCrossesBoundary`] |
 /// | 21 | a cache line is mapped twice | [`Mistake::MemoryInUse`]: bytes, and whole lines where the device does not see the caches |
@@ -107,8 +107,11 @@ impl<T: DmaMapOps> Checked<T> {
 }
 
 impl<T> Checked<T> {
-    /// The direction of a list that is synced; `None` when a segment is not mapped as a sync needs it.
+    /// The direction of a list that is synced; `None` when it is not all of it, or not mapped as a sync needs it.
     fn synced_list(&self, list: &[SgEntry], dir: Direction, for_cpu: bool) -> Option<Direction> {
+        if !self.watched.synced_whole(list) {
+            return None;
+        }
         let segments = list.iter().take_while(|entry| entry.dma_len != 0);
         segments.fold(Some(dir), |verdict, segment| {
             match self.watched.synced(segment.dma_address, segment.dma_len, dir, for_cpu) {

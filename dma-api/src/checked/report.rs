@@ -230,6 +230,16 @@ pub enum Mistake {
         /// The memory.
         mapping: Mapping,
     },
+    /// A scatter list was synced with another number of elements. It was refused.
+    #[error("{mapping} has {elements} elements, and was synced with {synced_with}")]
+    SyncElements {
+        /// The list.
+        mapping: Mapping,
+        /// How many elements were mapped.
+        elements: usize,
+        /// How many the caller named; often the number of segments.
+        synced_with: usize,
+    },
     /// A mapping was synced in another direction than its own. It was synced in its own. (Linux lets one that goes both
     /// ways pass; here the contract of the sync does not.)
     #[error("{mapping} was synced as {dir:?}")]

@@ -10,7 +10,7 @@ use platform::sync::Mutex;
 use super::debug::DmaDebug;
 use super::ledger::{Ended, Ledger, Record};
 use super::report::{Mapping, Mistake};
-use crate::{DeviceParms, Direction};
+use crate::{DeviceParms, Direction, SgEntry};
 
 /// A device's name, what it has mapped, and who hears of its mistakes.
 #[derive(Debug)]
@@ -65,6 +65,10 @@ impl Watched {
     /// Takes out what is unmapped or freed: before it is, since afterwards somebody else may get the address.
     pub(super) fn ends(&self, ended: Ended<'_>) -> Verdict {
         self.with(|ledger, mistakes| ledger.ends(ended, mistakes))
+    }
+
+    pub(super) fn synced_whole(&self, list: &[SgEntry]) -> bool {
+        self.with(|ledger, mistakes| ledger.synced_whole(list, mistakes))
     }
 
     pub(super) fn synced(&self, address: DmaAddr, len: usize, dir: Direction, for_cpu: bool) -> SyncVerdict {

@@ -1,7 +1,7 @@
 //! Syncs that break a rule.
 
 use dma_api::Direction::{Bidirectional, FromDevice as From, ToDevice as To};
-use dma_api::Mistake;
+use dma_api::{Mistake, SgEntry};
 
 use crate::common::PAGE;
 use crate::watch::{Watch, after, three_elements};
@@ -42,6 +42,37 @@ fn each_segment_of_a_list_can_be_synced() {
         matches!(watch.said(), Mistake::SyncOutside { mapping, .. } if mapping.address == list[0].dma_address)
     );
     watch.unmap_sg(&list, From).unwrap();
+}
+
+#[test]
+fn a_list_is_synced_with_all_its_elements() {
+    let watch = Watch::new();
+    let buffer = watch.buffer(4);
+    let mut list = three_elements(&buffer);
+    let segments = watch.map_sg(&mut list, From);
+    let sync = |list: &[SgEntry]| {
+        let (ops, parms) = (watch.device.ops(), watch.device.parms());
+        // SAFETY: what breaks the contract does not reach the mock, which checks it.
+        unsafe {
+            ops.sync_sg_for_cpu(parms, list, From);
+            ops.sync_sg_for_device(parms, list, From);
+        }
+    };
+    sync(&list);
+    watch.silent();
+    assert_eq!(watch.sync_lists_reached(), 2);
+    sync(&list[..segments]);
+    let reports = watch.debug.take_reports();
+    assert_eq!(reports.len(), 2, "for the CPU and for the device");
+    for report in reports {
+        let Mistake::SyncElements { mapping, elements: 3, synced_with: 2 } = report.mistake else { panic!() };
+        assert_eq!(mapping.address, list[0].dma_address);
+    }
+    assert_eq!(watch.sync_lists_reached(), 0);
+    watch.unmap_sg(&list, From).unwrap();
+    sync(&list);
+    assert!(matches!(watch.debug.take_reports()[0].mistake, Mistake::SyncNotMapped { .. }));
+    assert_eq!(watch.sync_lists_reached(), 0);
 }
 
 #[test]

@@ -104,6 +104,11 @@ impl Watch {
         self.mock.take_calls().iter().filter(end).count()
     }
 
+    pub(crate) fn sync_lists_reached(&self) -> usize {
+        let sync = |call: &&Call| matches!(call, Call::SyncSgForCpu { .. } | Call::SyncSgForDevice { .. });
+        self.mock.take_calls().iter().filter(sync).count()
+    }
+
     pub(crate) fn syncs_reached(&self) -> Vec<Direction> {
         let sync = |call| match call {
             Call::SyncForCpu { dir, .. } | Call::SyncForDevice { dir, .. } => Some(dir),
