@@ -5,8 +5,11 @@ mod common;
 use std::ptr::NonNull;
 use std::sync::Arc;
 
-use common::{Bench, Call, MAX_MAPPING, OPT_MAPPING, UNSUPPORTED};
-use dma_api::{Attrs, DeviceBuilder, DeviceFault, DeviceParms, Direction, DmaError, FaultQueue, SgEntry};
+use common::{Bench, Call, MAX_MAPPING, MERGE_BOUNDARY, OPT_MAPPING, REQUIRED_MASK, UNSUPPORTED};
+use dma_api::{
+    Attrs, DeviceBuilder, DeviceFault, DeviceParms, Direction, DmaError, FaultQueue, ScatterList, SgEntry,
+    ToDevice,
+};
 use platform::{DmaAddr, PhysAddr};
 
 const LOW_32: u64 = 0xffff_ffff;
@@ -112,4 +115,109 @@ fn a_flood_of_faults_keeps_the_newest_and_counts_the_rest() {
     assert_eq!(faults.pop(), None);
     faults.push(fault(7));
     assert_eq!((faults.pop(), faults.lost()), (Some(fault(7)), 10));
+}
+
+#[test]
+fn odd_limits_count_as_what_keeps_them() {
+    let parms = DeviceParms::new(true, false);
+    parms.set_max_segment_size(0);
+    assert_eq!(parms.max_segment_size(), 1);
+    for (set, kept) in [
+        (0, 0),
+        (0xfff, 0xfff),
+        (0x3ffe, 0x1fff),
+        (0x4000, 0x3fff),
+        (1, 1),
+        (u64::MAX, u64::MAX),
+        (u64::MAX - 1, u64::MAX >> 1),
+    ] {
+        parms.set_segment_boundary(set);
+        assert_eq!(parms.segment_boundary(), kept, "boundary {set:#x}");
+    }
+    for (set, kept) in [(0, 0), (0x1ff, 0x1ff), (0x600, 0x7ff), (1 << 63, u64::MAX)] {
+        parms.set_min_align_mask(set);
+        assert_eq!(parms.min_align_mask(), kept, "alignment {set:#x}");
+    }
+}
+
+#[test]
+fn no_limit_of_a_driver_makes_a_list_endless() {
+    let bench = Bench::with_defaults();
+    let parms = bench.device.parms();
+    parms.set_max_segment_size(0);
+    parms.set_segment_boundary(0);
+    let list = ScatterList::<_, ToDevice>::map(&bench.device, vec![bench.buffer(&[1; 5])]).unwrap();
+    assert_eq!(list.segments().map(|segment| segment.len).collect::<Vec<_>>(), [1; 5]);
+}
+
+#[test]
+fn linuxs_numbers_of_directions_are_three() {
+    let directions = [0, 1, 2].map(Direction::try_from);
+    let expected = [Direction::Bidirectional, Direction::ToDevice, Direction::FromDevice];
+    assert_eq!(directions, expected.map(Ok));
+    for none in [3, 4, u32::MAX] {
+        assert_eq!(Direction::try_from(none), Err(DmaError::InvalidDirection));
+    }
+}
+
+#[test]
+fn the_other_names_of_a_map_say_the_same() {
+    let bench = Bench::new();
+    let (device, mock) = (&bench.device, &bench.mock);
+    let buffer = bench.buffer(&[1; 200]);
+    let dir = Direction::ToDevice;
+    // SAFETY: the buffer outlives the mappings, which end here, as they were made.
+    unsafe {
+        let at = device.map_page(buffer.phys(), 100, 50, dir, Attrs::empty()).unwrap();
+        assert_eq!(mock.device_read(at, 50).unwrap(), [1; 50]);
+        device.unmap_single(at, 50, dir, Attrs::empty()).unwrap();
+        let at = device.map_resource(buffer.phys(), 8, dir, Attrs::empty()).unwrap();
+        device.unmap_single(at, 8, dir, Attrs::MMIO).unwrap();
+        let beyond = device.map_page(PhysAddr::new(u64::MAX), 1, 8, dir, Attrs::empty());
+        assert_eq!(beyond, Err(DmaError::InvalidLength(8)));
+    }
+    assert_eq!((device.required_mask(), device.merge_boundary()), (REQUIRED_MASK, MERGE_BOUNDARY));
+    assert!(device.addressing_limited() && !device.need_sync());
+    device.set_mask(REQUIRED_MASK).unwrap();
+    assert!(!device.addressing_limited());
+}
+
+#[test]
+fn what_must_be_coherent_is_not_mapped_where_caches_are_in_between() {
+    let bench = Bench::noncoherent();
+    let device = &bench.device;
+    assert!(device.need_sync());
+    let mut buffer = bench.buffer(&[1; 8]);
+    let (dir, attrs, refused) = (Direction::ToDevice, Attrs::REQUIRE_COHERENT, DmaError::NotCoherent);
+    bench.mock.take_calls();
+    // SAFETY: nothing is mapped.
+    unsafe {
+        assert_eq!(device.map_phys(buffer.phys(), 8, dir, attrs), Err(refused));
+        assert_eq!(device.map_single(NonNull::from(&mut buffer[0]), 8, dir, attrs), Err(refused));
+        assert_eq!(device.map_sg(&mut [SgEntry::new(buffer.phys(), 8)], dir, attrs), Err(refused));
+    }
+    assert_eq!(bench.mock.take_calls(), []);
+}
+
+#[test]
+fn syncs_reach_the_backend_only_when_they_do_something() {
+    let dir = Direction::Bidirectional;
+    for bench in [Bench::new(), Bench::noncoherent()] {
+        let buffer = bench.buffer(&[1; 64]);
+        let mut list = [SgEntry::new(buffer.phys(), 64)];
+        // SAFETY: the buffer outlives the mapping, which ends here, as it was made.
+        let calls = unsafe {
+            bench.device.map_sg(&mut list, dir, Attrs::empty()).unwrap();
+            bench.mock.take_calls();
+            let part = list[0].dma_address.wrapping_add(16);
+            bench.device.sync_single_for_cpu(part, 8, dir);
+            bench.device.sync_single_for_device(part, 8, dir);
+            bench.device.sync_sg_for_cpu(&list, dir);
+            bench.device.sync_sg_for_device(&list, dir);
+            let calls = bench.mock.take_calls();
+            bench.device.unmap_sg(&list, dir, Attrs::empty()).unwrap();
+            calls
+        };
+        assert_eq!(calls.len(), if bench.device.need_sync() { 4 } else { 0 }, "{calls:?}");
+    }
 }

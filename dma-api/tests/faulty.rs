@@ -6,8 +6,9 @@ use std::sync::{Arc, Mutex};
 
 use common::{Bench, LOW, PAGE, Required};
 use dma_api::{
-    Bidirectional, Calls, Coherent, CoherentSlice, Device, DeviceBuilder, DmaError, DmaMapOps, DmaPool,
-    FaultPlan, Faulty, FromDevice, Quarantined, ScatterList, Streaming, ToDevice,
+    Attrs, Bidirectional, Calls, Coherent, CoherentSlice, CpuPages, Device, DeviceBuilder, Direction,
+    DmaError, DmaIova, DmaMapOps, DmaPool, FaultPlan, Faulty, FromDevice, Quarantined, ScatterList,
+    Streaming, ToDevice,
 };
 
 const ERROR: DmaError = DmaError::IommuTimedOut;
@@ -211,4 +212,39 @@ fn whichever_unmap_fails_as_much_stays_with_the_device_as_is_leaked() {
         drop((ring, ram, list));
         assert_eq!((bench.mock.live() as u64, bench.host.live()), (n, n * PAGE as u64));
     }
+}
+
+#[test]
+fn each_call_of_the_two_steps_and_of_pages_fails_when_it_is_named() {
+    let bench = Bench::new();
+    let (device, plan) = faulty(&bench, FaultPlan::default());
+    let buffer = bench.buffer(&[1; PAGE]);
+    let dir = Direction::ToDevice;
+    let new = || DmaIova::new(&device, buffer.phys(), PAGE, dir, Attrs::empty());
+    // SAFETY: the buffer stays, and no device of the test touches it.
+    let link = |iova: &mut DmaIova<'_>| unsafe { iova.link(0, buffer.phys(), PAGE) };
+    plan.fail_nth(Calls::IOVA_TRY_ALLOC, 1, ERROR);
+    assert_eq!(new().unwrap_err(), ERROR);
+    plan.fail_nth(Calls::IOVA_LINK, 1, ERROR);
+    plan.fail_nth(Calls::IOVA_SYNC, 1, ERROR);
+    let mut iova = new().unwrap();
+    assert_eq!(link(&mut iova), Err(ERROR));
+    link(&mut iova).unwrap();
+    assert_eq!(iova.sync(), Err(ERROR));
+    iova.sync().unwrap();
+    plan.fail_nth(Calls::IOVA_DESTROY, 1, ERROR);
+    assert_eq!(iova.destroy().unwrap_err().len, PAGE);
+    let mut iova = new().unwrap();
+    link(&mut iova).unwrap();
+    plan.fail_nth(Calls::IOVA_UNLINK, 1, ERROR);
+    iova.unlink(0).unwrap_err();
+    drop(iova);
+    assert_eq!(bench.mock.live(), 2, "both are still reached");
+    plan.fail_nth(Calls::ALLOC_PAGES, 1, ERROR);
+    assert_eq!(CpuPages::<ToDevice>::zeroed(&device, 8).unwrap_err(), ERROR);
+    plan.fail_nth(Calls::FREE_PAGES, 1, ERROR);
+    let memory = device.alloc_pages(8, dir, Attrs::empty()).unwrap();
+    // SAFETY: allocated so, freed once.
+    unsafe { device.free_pages(memory, dir, Attrs::empty()) }.unwrap_err();
+    assert_eq!((plan.failed(), bench.mock.live()), (7, 3));
 }

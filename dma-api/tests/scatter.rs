@@ -240,3 +240,50 @@ proptest! {
         prop_assert!(back.iter().zip(&bytes).all(|(buffer, bytes)| buffer[..] == bytes[..]));
     }
 }
+
+/// Buffers in RAM are synced as one list, others one by one.
+#[test]
+fn a_list_goes_from_hand_to_hand() {
+    let bench = Bench::noncoherent();
+    let dir = Direction::Bidirectional;
+    let list = ScatterList::<_, Bidirectional>::map(
+        &bench.device,
+        vec![bench.buffer(&[1; 8]), bench.buffer(&[2; 8])],
+    )
+    .unwrap();
+    let at = list.segments().last().unwrap().address;
+    bench.mock.take_calls();
+    assert!(bench.mock.device_write(at, &[9]));
+    let mut owned = list.sync_for_cpu();
+    let mut bytes = [0; 2];
+    owned.copy_to_slice(1, 0, &mut bytes);
+    assert_eq!((bytes, owned.len_of(1)), ([9, 2], 8));
+    owned.copy_from_slice(1, 1, &[7]);
+    let list = owned.sync_for_device();
+    assert_eq!(
+        bench.mock.take_calls(),
+        [Call::SyncSgForCpu { elements: 2, dir }, Call::SyncSgForDevice { elements: 2, dir }]
+    );
+    assert_eq!(bench.mock.device_read(at, 2).unwrap(), [9, 7]);
+    assert_eq!(list.sync_for_cpu().unmap().unwrap()[1][..3], [9, 7, 2]);
+}
+
+#[test]
+fn a_bounced_list_is_copied_in_each_turn_and_what_the_cpu_wrote_stays() {
+    let bench = Bench::new();
+    let list = ScatterList::<_, Bidirectional>::map(&bench.device, vec![vec![1u8; 4], vec![2u8; 4]]).unwrap();
+    let at: Vec<_> = list.segments().map(|segment| segment.address).collect();
+    assert!(bench.mock.device_write(at[0], &[8]));
+    let mut owned = list.sync_for_cpu();
+    let mut bytes = [0; 2];
+    owned.copy_to_slice(0, 0, &mut bytes);
+    assert_eq!(bytes, [8, 1]);
+    owned.copy_from_slice(1, 3, &[6]);
+    let list = owned.sync_for_device();
+    assert_eq!(bench.mock.device_read(at[1], 4).unwrap(), [2, 2, 2, 6]);
+    assert!(bench.mock.device_write(at[1], &[5]));
+    let mut owned = list.sync_for_cpu();
+    owned.copy_from_slice(1, 1, &[4]);
+    assert_eq!(owned.unmap().unwrap(), [vec![8, 1, 1, 1], vec![5, 4, 2, 6]]);
+    assert_eq!(bench.mock.live(), 0);
+}

@@ -312,3 +312,27 @@ fn memory_that_is_not_in_one_piece_is_not_mapped_as_if_it_were() {
     let calls = bench.mock.take_calls();
     assert!(matches!(calls[0], Call::MapForeign { len, .. } if len == 2 * PAGE), "{calls:?}");
 }
+
+#[test]
+fn a_part_of_a_buffer_is_the_cpus_for_a_while() {
+    let bench = Bench::new();
+    let mut mapped = map::<_, Bidirectional>(&bench, vec![1u16; 8]);
+    let at = mapped.dma_address();
+    assert!(bench.mock.device_write(at.wrapping_add(4), &[9, 0, 8, 0]));
+    bench.mock.take_calls();
+    let mut part = mapped.sync_range_for_cpu(2, 3);
+    let mut elements = [0; 3];
+    part.copy_to_slice(0, &mut elements);
+    assert_eq!((elements, part.len(), part.is_empty()), ([9, 8, 1], 3, false));
+    part.copy_from_slice(2, &[7]);
+    assert!(panics(|| part.copy_to_slice(1, &mut elements)));
+    drop(part);
+    let (address, len, dir) = (at.get() + 4, 6, dma_api::Direction::Bidirectional);
+    assert_eq!(
+        bench.mock.take_calls(),
+        [Call::SyncForCpu { address, len, dir }, Call::SyncForDevice { address, len, dir }]
+    );
+    assert_eq!(bench.mock.device_read(at.wrapping_add(6), 4).unwrap(), [8, 0, 7, 0]);
+    assert!(panics(|| drop(mapped.sync_range_for_cpu(7, 2))));
+    assert_eq!(mapped.unmap().unwrap(), [1, 1, 9, 8, 7, 1, 1, 1]);
+}

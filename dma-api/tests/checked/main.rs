@@ -8,4 +8,5 @@ mod maps;
 mod pools;
 mod reports;
 mod syncs;
+mod two_steps;
 mod watch;
