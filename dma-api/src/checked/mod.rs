@@ -112,13 +112,15 @@ impl<T> Checked<T> {
         if !self.watched.synced_whole(list) {
             return None;
         }
-        let segments = list.iter().take_while(|entry| entry.dma_len != 0);
-        segments.fold(Some(dir), |verdict, segment| {
-            match self.watched.synced(segment.dma_address, segment.dma_len, dir, for_cpu) {
+        let mut verdict = Some(dir);
+        // Each segment's mistakes are told.
+        for segment in list.iter().take_while(|entry| entry.dma_len != 0) {
+            verdict = match self.watched.synced(segment.dma_address, segment.dma_len, dir, for_cpu) {
                 SyncVerdict::In(dir) => verdict.map(|_| dir),
                 SyncVerdict::Refused => None,
-            }
-        })
+            };
+        }
+        verdict
     }
 }
 
