@@ -4,10 +4,14 @@ mod common;
 
 use std::collections::BTreeMap;
 
-use common::{Bench, FOUR_GIB, NIC, PAGE, Setup, map, map_page, region, unmap, unmap_page};
+use common::{
+    Bench, FOUR_GIB, NIC, PAGE, Setup, endpoint, map, map_page, multifunction, region, topology, unmap,
+    unmap_page,
+};
 use dma_api::{Attrs, Device, Direction, DmaError};
 use iommu_core::ResvType;
 use platform::DmaAddr;
+use platform::pci::PciAddress;
 use proptest::prelude::*;
 
 const TO: Direction = Direction::ToDevice;
@@ -123,6 +127,28 @@ fn low_addresses_come_first_and_when_they_are_gone_high_ones() {
     assert!(map(&device, 0x10_0000, 64 * PAGE as usize, TO).unwrap().get() >= FOUR_GIB);
     device.set_mask(0xffff_ffff).unwrap();
     assert!(map_page(&device).unwrap().get() < FOUR_GIB);
+}
+
+#[test]
+fn each_device_remembers_for_itself_that_low_addresses_ran_out_from_one_driver_to_the_next() {
+    let other = PciAddress::new(0, 0, 3, 1);
+    let mut setup = little_below_4_gib();
+    setup.topology = topology([multifunction(endpoint(NIC)), multifunction(endpoint(other))]);
+    let bench = setup.bench();
+    assert_eq!(bench.group(NIC).devices(), [NIC, other], "one group, one domain");
+    let device = bench.bind_trusted(NIC);
+    device.set_mask(u64::MAX).unwrap();
+    let held: Vec<DmaAddr> = (0..4).map(|_| map_page(&device).unwrap()).collect();
+    held.into_iter().for_each(|at| unmap_page(&device, at).unwrap());
+    let second = bench.bind_trusted(other);
+    second.set_mask(u64::MAX).unwrap();
+    let high = |device: &Device| map_page(device).unwrap().get() >= FOUR_GIB;
+    // The one that came back last is high.
+    assert!(!high(&second));
+    drop(device);
+    let device = bench.bind_trusted(NIC);
+    device.set_mask(u64::MAX).unwrap();
+    assert!(high(&device));
 }
 
 #[test]
