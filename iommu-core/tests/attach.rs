@@ -139,9 +139,8 @@ fn where_hardware_has_no_blocked_domain_an_empty_one_blocks() {
     assert!(mapped.is_err());
     assert_eq!(bench.toy.reach(ONE, at, false), None);
     // It is there before it is needed: blocking does not fail for want of memory.
-    group.release_dma_owner(Owner(1)).unwrap();
     bench.toy.fail_paging();
-    group.claim_dma_owner(Owner(1)).unwrap();
+    bench.group(ALONE).claim_dma_owner(Owner(1)).unwrap();
 }
 
 #[test]
