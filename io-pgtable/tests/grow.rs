@@ -1,0 +1,100 @@
+//! A top that grows with what is mapped.
+
+mod common;
+mod walkers;
+
+use std::sync::{Arc, Mutex};
+
+use common::{Arena, RW, amdv1_cfg};
+use io_pgtable::{AmdV1, ChangeTop, IoPageTable, IoPgtableCfg, PageTable, Parts, Quirks, Root, X86_64};
+use platform::{DmaAddr, MapError, Prot};
+use walkers::amdv1;
+
+/// What the owner was told, and whether hardware that walks from there, before the table says so, finds an older page.
+#[derive(Debug, Default)]
+struct Told(Mutex<Vec<(Root, Option<u64>)>>);
+
+const OLD: u64 = 0x5000;
+
+fn growing(levels: u32, frames: usize) -> (Arc<Arena>, Arc<Told>, PageTable<AmdV1>) {
+    let arena = Arc::new(Arena::new(frames));
+    let told = Arc::new(Told::default());
+    let (memory, notes) = (arena.clone(), told.clone());
+    let change_top: ChangeTop = Box::new(move |root| {
+        let found = amdv1::walk(&memory, root.phys.get(), root.level, OLD).map(|(_, phys)| phys);
+        notes.0.lock().unwrap().push((root, found));
+    });
+    let parts = Parts { frames: arena.clone(), cache: None, change_top: Some(change_top) };
+    let table = PageTable::with_parts(parts, &amdv1_cfg(levels)).unwrap();
+    (arena, told, table)
+}
+
+fn map(table: &PageTable<AmdV1>, iova: u64, phys: u64, size: u64) -> Result<(), MapError> {
+    // SAFETY: nothing walks the table but this thread.
+    unsafe { table.map_pages(iova.into(), phys.into(), size, 1, RW) }.1
+}
+
+#[test]
+fn the_owner_knows_a_top_before_anything_is_mapped_below_it() {
+    let (arena, told, table) = growing(2, 32);
+    let old_root = table.root();
+    assert_eq!(map(&table, OLD, 0x7_0000_0000, 0x1000), Ok(()));
+    assert_eq!(table.aperture().1.get(), u64::MAX, "all that the format reaches");
+    assert!(table.page_sizes().contains(1 << 51));
+    assert!(told.0.lock().unwrap().is_empty());
+
+    // 48 bits: level 4, by way of 3.
+    assert_eq!(map(&table, 1 << 47, 0x8_0000_0000, 0x1000), Ok(()));
+    let root = table.root();
+    assert_eq!(root.level, 4);
+    let tops = std::mem::take(&mut *told.0.lock().unwrap());
+    assert_eq!(tops.iter().map(|(root, _)| root.level).collect::<Vec<_>>(), [3, 4]);
+    assert!(tops.iter().all(|(_, found)| *found == Some(0x7_0000_0000)), "what was mapped is below each top");
+    assert_eq!(tops[1].0, root);
+    let walk = |iova| amdv1::walk(&arena, root.phys.get(), 4, iova).map(|(_, phys)| phys);
+    assert_eq!((walk(OLD), walk(1 << 47)), (Some(0x7_0000_0000), Some(0x8_0000_0000)));
+    // The old top is a table of the tree, and of nobody else.
+    let tables = amdv1::tree(&arena, root.phys.get(), 4).tables;
+    assert!(tables.contains(&old_root.phys.get()));
+    assert_eq!((tables.len(), arena.live()), (table.table_pages(), table.table_pages()));
+
+    // To the last address.
+    assert_eq!(map(&table, u64::MAX - 0xfff, 0x9000, 0x1000), Ok(()));
+    assert_eq!(table.root().level, 6);
+    assert_eq!(table.iova_to_phys(DmaAddr::new(u64::MAX)).map(|found| found.phys.get()), Some(0x9fff));
+    drop(table);
+    assert_eq!(arena.live(), 0);
+}
+
+#[test]
+fn a_page_too_large_for_the_top_grows_it() {
+    let (_arena, told, table) = growing(1, 32);
+    assert_eq!(map(&table, 0, 0, 1 << 30), Ok(()));
+    assert_eq!(table.root().level, 3);
+    assert_eq!(told.0.lock().unwrap().len(), 2);
+}
+
+#[test]
+fn without_memory_the_top_stays() {
+    let (arena, told, table) = growing(2, 2);
+    assert_eq!(map(&table, OLD, 0, 0x1000), Ok(()));
+    assert_eq!(map(&table, 1 << 47, 0, 0x1000), Err(MapError::OutOfMemory));
+    assert_eq!((table.root().level, arena.live()), (2, 2));
+    assert!(told.0.lock().unwrap().is_empty());
+}
+
+#[test]
+fn a_table_grows_only_if_its_owner_and_its_format_can() {
+    let arena = Arc::new(Arena::new(8));
+    let fixed = PageTable::<AmdV1>::new(arena.clone(), &amdv1_cfg(2)).unwrap();
+    let out_of_range = Err(MapError::OutOfRange(DmaAddr::new(1 << 40)));
+    assert_eq!(map(&fixed, 1 << 40, 0, 0x1000), out_of_range);
+    let change_top: ChangeTop = Box::new(|root| panic!("{root:?}"));
+    let parts = Parts { frames: arena, cache: None, change_top: Some(change_top) };
+    let cfg = IoPgtableCfg::new(48).with_quirks(Quirks::SIGN_EXTEND);
+    let table = PageTable::<X86_64>::with_parts(parts, &cfg).unwrap();
+    let at = DmaAddr::new(1 << 50);
+    // SAFETY: nothing walks the table.
+    let result = unsafe { table.map_pages(at, 0.into(), 0x1000, 1, Prot::READ) };
+    assert_eq!(result, (0, Err(MapError::OutOfRange(at))));
+}
