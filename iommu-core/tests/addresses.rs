@@ -8,10 +8,10 @@ use common::{
     Bench, FOUR_GIB, NIC, PAGE, Setup, endpoint, map, map_page, multifunction, region, topology, unmap,
     unmap_page,
 };
-use dma_api::{Attrs, Device, Direction, DmaError};
+use dma_api::{Attrs, BusRanges, Device, DeviceParms, Direction, DmaError, DmaIova, SgEntry};
 use iommu_core::ResvType;
-use platform::DmaAddr;
 use platform::pci::PciAddress;
+use platform::{DmaAddr, PhysAddr};
 use proptest::prelude::*;
 
 const TO: Direction = Direction::ToDevice;
@@ -320,4 +320,50 @@ proptest! {
             prop_assert_eq!(bench.toy.reach(NIC, DmaAddr::new(at + len - 1), false), Some(phys + len - 1));
         }
     }
+}
+
+#[test]
+fn translated_a_device_needs_no_more_than_32_bits() {
+    let required = |first, last| Setup::default().aperture(first, last).bench().bind(NIC).required_mask();
+    assert_eq!(required(0, (1 << 48) - 1), 0xffff_ffff);
+    assert_eq!(required(0, 0x1f_ffff), 0x1f_ffff, "nothing is above");
+    assert_eq!(required(5 * FOUR_GIB, (1 << 48) - 1), 0x7_ffff_ffff, "nothing is below");
+    let device = Setup::default().bench().bind(NIC);
+    assert!(!device.addressing_limited());
+    device.set_mask(0xff_ffff).unwrap();
+    assert!(device.addressing_limited());
+}
+
+#[test]
+fn more_of_an_address_than_its_place_in_a_page_is_not_kept() {
+    let bench = Setup::default().bench();
+    let device = bench.bind_trusted(NIC);
+    device.parms().set_min_align_mask(0xfff);
+    let at = map(&device, 0x10_0abc, 8, TO).unwrap();
+    assert_eq!(at.get() & 0xfff, 0xabc);
+    device.parms().set_min_align_mask(0x1fff);
+    let refused = DmaError::InvalidAlignment(0x1fff);
+    assert_eq!(map(&device, 0x10_1abc, 8, TO), Err(refused));
+    let mut list = [SgEntry::new(PhysAddr::new(0x10_0000), 4096)];
+    // SAFETY: nothing is mapped.
+    assert_eq!(unsafe { device.map_sg(&mut list, TO, Attrs::empty()) }, Err(refused));
+    let phys = PhysAddr::new(0);
+    let two_steps = DmaIova::new(&device, phys, 8, TO, Attrs::empty());
+    assert_eq!(two_steps.unwrap_err(), refused);
+}
+
+/// A limit of the bus is one of the addresses, whatever the device's masks.
+#[test]
+fn addresses_are_below_the_limit_of_the_bus() {
+    let bench = Setup::default().bench();
+    let device = bench.bind_trusted(NIC);
+    let limited = DeviceParms::new(true, false).behind_bus(BusRanges::identity(), 0xff_ffff);
+    let phys = PhysAddr::new(0x10_0000);
+    // SAFETY: the toy's devices touch nothing by themselves.
+    let at = unsafe { device.ops().map_phys(&limited, phys, 4096, TO, Attrs::empty()) }.unwrap();
+    assert!(at.get() <= 0xff_f000);
+    assert!(device.ops().alloc(&limited, 4096, Attrs::empty()).unwrap().dma.get() <= 0xff_f000);
+    assert!(device.ops().dma_supported(&limited, 0xffff_ffff));
+    let nothing = DeviceParms::new(true, false).behind_bus(BusRanges::identity(), 0xfff);
+    assert!(!device.ops().dma_supported(&nothing, 0xffff_ffff), "only page 0 is below");
 }

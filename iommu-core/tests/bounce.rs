@@ -207,3 +207,21 @@ fn a_full_pool_serves_from_transient_pools_until_a_tick_makes_it_grow() {
     assert_eq!(bench.pool.statistics().slots, 1024, "nobody asked again");
     unmap(&device, more, 8, Direction::FromDevice).unwrap();
 }
+
+#[test]
+fn what_must_be_coherent_is_not_bounced() {
+    let (bench, device) = hostile();
+    let memory = bench.host.memory(PAGE as usize);
+    let attrs = Attrs::REQUIRE_COHERENT;
+    // SAFETY: the memory stays until the end of the test, and nobody else uses it.
+    unsafe {
+        let part = device.map_phys(memory.phys().into(), 8, Direction::ToDevice, attrs);
+        assert_eq!(part, Err(DmaError::NotCoherent));
+        let mut heap = [0u8; 8];
+        let heap = device.map_single(NonNull::from(&mut heap).cast(), 8, Direction::ToDevice, attrs);
+        assert_eq!(heap, Err(DmaError::NotCoherent));
+        let whole = device.map_phys(memory.phys().into(), PAGE as usize, Direction::ToDevice, attrs).unwrap();
+        device.unmap_single(whole, PAGE as usize, Direction::ToDevice, attrs).unwrap();
+    }
+    assert_eq!(bench.pool.statistics().maps, 0);
+}

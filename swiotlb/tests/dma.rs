@@ -7,8 +7,8 @@ use std::sync::Arc;
 
 use common::{Cache, FOUR_GIB, Host, SEGMENT, pattern, pool};
 use dma_api::{
-    Attrs, Bidirectional, BusRanges, Calls, CoherentSlice, Device, DeviceBuilder, Direction, DmaBuffer,
-    DmaError, FaultPlan, Faulty, FromDevice, ScopedError, Streaming, ToDevice,
+    Attrs, Bidirectional, BusRange, BusRanges, Calls, CoherentSlice, Device, DeviceBuilder, Direction,
+    DmaBuffer, DmaError, FaultPlan, Faulty, FromDevice, ScopedError, Streaming, ToDevice,
 };
 use platform::{FrameRequest, Frames, PhysAddr, Platform};
 use swiotlb::{Swiotlb, SwiotlbDma};
@@ -288,4 +288,37 @@ fn a_scoped_map_whose_unmap_fails_costs_a_slot_and_nothing_else() {
     let other = write(&mut [0; 100]).unwrap();
     assert_ne!(other, lost.address.get(), "the slot is not used again");
     assert_eq!(slice, pattern(2, 100));
+}
+
+#[test]
+fn what_must_be_coherent_is_not_bounced() {
+    let host = Host::new();
+    let pool = pool(&host, SEGMENT, 1);
+    let device = device(&host, ops(&host, Some(&pool)));
+    let (dir, attrs) = (Direction::ToDevice, Attrs::REQUIRE_COHERENT);
+    let above = Page::above(&host);
+    assert_eq!(map(&device, above.1, 8, dir, attrs), Err(DmaError::NotCoherent));
+    let below = Page::below(&host);
+    let at = map(&device, below.1, 8, dir, attrs).unwrap();
+    unmap(&device, at, 8, dir, attrs);
+    assert_eq!(pool.statistics().maps, 0);
+}
+
+/// What the bus shows elsewhere is found there, bounced or not.
+#[test]
+fn a_bus_that_shows_memory_elsewhere_shows_the_pool_there_too() {
+    let host = Host::new();
+    let pool = pool(&host, SEGMENT, 1);
+    let shift = 0x100_0000_0000;
+    let all = BusRange { phys: PhysAddr::new(0), dma: shift.into(), size: 1 << 39 };
+    let builder = DeviceBuilder::new("test").behind_bus(BusRanges::new([all]).unwrap(), shift + FOUR_GIB - 1);
+    let device = builder.build(Arc::new(ops(&host, Some(&pool))), host.clone());
+    device.set_mask(u64::MAX).unwrap();
+    let (below, above) = (Page::below(&host), Page::above(&host));
+    let (dir, attrs) = (Direction::Bidirectional, Attrs::empty());
+    assert_eq!(map(&device, below.1, 8, dir, attrs), Ok(below.1.get() + shift));
+    let at = map(&device, above.1, 8, dir, attrs).unwrap();
+    assert!(pool.contains(PhysAddr::new(at - shift)));
+    unmap(&device, at, 8, dir, attrs);
+    assert_eq!(pool.statistics().used, 0);
 }
