@@ -2,6 +2,7 @@
 
 mod alloc;
 mod iova;
+mod sg;
 
 use ::alloc::boxed::Box;
 use ::alloc::sync::Arc;
@@ -16,6 +17,7 @@ use platform::{DmaAddr, IotlbGather, MapError, PhysAddr, Platform, Prot, Window,
 use swiotlb::Swiotlb;
 
 use self::iova::TwoStep;
+use self::sg::has_partial_pages;
 use crate::cookie::DmaCookie;
 use crate::domain::Domain;
 use crate::group::{Ownership, Status, check_usable};
@@ -594,70 +596,6 @@ unsafe impl DmaMapOps for IommuDma {
     }
 }
 
-impl IommuDma {
-    /// Maps each element for itself, since some must be bounced.
-    ///
-    /// # Safety
-    /// As `DmaMapOps::map_sg`.
-    unsafe fn map_sg_singly(
-        &self,
-        parms: &DeviceParms,
-        list: &mut [SgEntry],
-        dir: Direction,
-        attrs: Attrs,
-    ) -> Result<usize, DmaError> {
-        for index in 0..list.len() {
-            let SgEntry { phys, len, .. } = list[index];
-            // SAFETY: the caller's promise, for each element.
-            match unsafe { self.map_phys(parms, phys, len, dir, attrs) } {
-                Ok(address) => {
-                    list[index].dma_address = address;
-                    list[index].dma_len = len;
-                }
-                Err(error) => {
-                    let attrs = attrs | Attrs::SKIP_CPU_SYNC;
-                    let mut undone = Ok(());
-                    for entry in &list[..index] {
-                        // SAFETY: mapped just now, each for itself.
-                        let unmapped =
-                            unsafe { self.unmap_phys(parms, entry.dma_address, entry.dma_len, dir, attrs) };
-                        undone = undone.and(unmapped);
-                    }
-                    // The caller must not take his memory back while the device may reach it.
-                    return Err(undone.err().map_or(error, DmaError::NotUndone));
-                }
-            }
-        }
-        Ok(list.len())
-    }
-
-    /// Takes a list back of which `mapped` was mapped, and of the next element the bytes in `partly`.
-    #[cold]
-    fn undo_sg(
-        &self,
-        iova: DmaAddr,
-        layout: Layout,
-        mapped: &[SgEntry],
-        partly: (DmaAddr, u64),
-        error: MapError,
-    ) -> DmaError {
-        let mut gather = self.domain.gather();
-        let mut places = layout.restart();
-        let whole = mapped.iter().filter_map(|entry| places.place(entry));
-        let whole = whole.map(|place| (iova.wrapping_add(place.offset), place.len));
-        for (at, len) in whole.chain([partly]).filter(|&(_, len)| len != 0) {
-            // SAFETY: the addresses were taken by the failed map, and nobody else knows them.
-            unsafe { self.domain.unmap(at, len, &mut gather) };
-        }
-        self.end_undo(iova, layout.size, gather, error)
-    }
-}
-
 /// The device may still reach what was unmapped.
 #[derive(Debug)]
 struct NotConfirmed;
-
-/// Whether a list has elements that share a page with something else.
-fn has_partial_pages(list: &[SgEntry], granule: u64) -> bool {
-    list.iter().any(|entry| (entry.phys.get() | entry.len as u64) & (granule - 1) != 0)
-}
