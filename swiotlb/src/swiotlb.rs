@@ -196,7 +196,7 @@ impl Swiotlb {
         let request = Request::copy(parms, original.as_ptr(), len, alloc_align_mask)?;
         let start = match self.default.take(&request) {
             Some(start) => start,
-            None => self.take_elsewhere(&request, len, attrs)?,
+            None => self.take_anywhere(&request, len, attrs)?,
         };
         let offset = request.run.before as usize;
         let copy = start.wrapping_add(offset as u64);
@@ -256,15 +256,14 @@ impl Swiotlb {
     /// Zeroed memory that is no copy of anything, aligned to the power of two that holds it (Linux: `swiotlb_alloc`).
     pub(crate) fn alloc(&self, size: usize) -> Result<PhysAddr, DmaError> {
         let request = Request::memory(size)?;
-        let start = match self.default.take(&request) {
-            Some(start) => start,
-            None => self.take_elsewhere(&request, size, Attrs::empty())?,
-        };
+        let start = self.take_anywhere(&request, size, Attrs::empty())?;
         self.zero(start, request.size());
         Ok(start)
     }
 
     /// Takes back the run that has an address (Linux: `swiotlb_free`).
+    // A part of each unmap; its other callers are rare.
+    #[inline(always)]
     pub(crate) fn give_back(&self, at: PhysAddr) {
         match self.pool_of(at) {
             Some(pool) => pool.give_back(at),
@@ -289,10 +288,10 @@ impl Swiotlb {
         self.grown().find(|pool| pool.contains(at))
     }
 
-    /// A run from where the default pool has none.
+    /// A run from any pool, or from a new one.
     #[cold]
-    fn take_elsewhere(&self, request: &Request, len: usize, attrs: Attrs) -> Result<PhysAddr, DmaError> {
-        if let Some(start) = self.grown().find_map(|pool| pool.take(request)) {
+    fn take_anywhere(&self, request: &Request, len: usize, attrs: Attrs) -> Result<PhysAddr, DmaError> {
+        if let Some(start) = self.pools().find_map(|pool| pool.take(request)) {
             return Ok(start);
         }
         if let Some(alignment) = request.beyond_segment() {
