@@ -44,8 +44,8 @@ impl<G: Send + Sync> SwiotlbDma<G> {
     /// [`PoolTooSmall`].
     ///
     /// # Safety
-    /// Hardware confines the device to the memory of the pool; or the caller trusts it and its driver, as in
-    /// [`SwiotlbDma::new`].
+    /// Hardware confines the device to the memory of the pool, and it reaches that no more once the ops are dropped; or the
+    /// caller trusts it and its driver, as in [`SwiotlbDma::new`].
     #[doc(alias = "swiotlb_alloc")]
     #[doc(alias = "swiotlb_free")]
     #[doc(alias = "restricted-dma-pool")]
@@ -115,8 +115,8 @@ impl<G: Send + Sync> SwiotlbDma<G> {
     }
 }
 
-// SAFETY: memory from `alloc` is the platform's or the restricted pool's, zeroed, until `free`; maps return the memory's own address or that of its
-// copy; what an unmap promises rests on the trust that `new` asks for.
+// SAFETY: memory from `alloc` is the platform's or the restricted pool's, zeroed, until `free`; maps return the memory's own
+// address or that of its copy; what an unmap promises rests on the trust that `new` asks for, or on a restricted device's bounds.
 unsafe impl<G: Send + Sync> DmaMapOps for SwiotlbDma<G> {
     fn alloc(&self, parms: &DeviceParms, size: usize, attrs: Attrs) -> Result<CoherentMemory, DmaError> {
         let Some(pool) = self.own_pool() else { return self.direct.alloc(parms, size, attrs) };

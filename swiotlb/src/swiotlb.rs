@@ -9,7 +9,6 @@ use dma_api::{Attrs, DeviceParms, Direction, DmaError};
 use once_cell::race::OnceBox;
 use platform::device_memory::{copy_in, copy_out};
 use platform::frames::FRAME_SIZE;
-use platform::sync::Mutex;
 use platform::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use platform::{FrameRequest, PhysAddr, Platform, Window, trace};
 
@@ -62,7 +61,6 @@ pub struct Swiotlb {
     spare: AtomicUsize,
     /// Whether a mapping has found no run since the last growth.
     wants_growth: AtomicBool,
-    growing: Mutex<()>,
     clamped: AtomicU64,
 }
 
@@ -85,7 +83,6 @@ impl Swiotlb {
             transients: Transients::new(spare != 0),
             spare: AtomicUsize::new(spare),
             wants_growth: AtomicBool::new(false),
-            growing: Mutex::new(()),
             clamped: AtomicU64::new(0),
         })
     }
@@ -143,12 +140,9 @@ impl Swiotlb {
     /// mapping that finds no run asks again.
     #[doc(alias = "swiotlb_dyn_alloc")]
     pub fn grow(&self) -> usize {
-        if !self.wants_growth.load(Ordering::Relaxed) {
+        if !self.wants_growth.swap(false, Ordering::Relaxed) {
             return 0;
         }
-        let _growing = self.growing.lock();
-        self.wants_growth.store(false, Ordering::Relaxed);
-        let Some(place) = self.grown.iter().find(|place| place.get().is_none()) else { return 0 };
         let first = self.default.len().max(MIN_GROWTH);
         let sizes = core::iter::successors(Some(first), |size| Some(size / 2));
         for size in sizes.take_while(|&size| size >= MIN_GROWTH) {
@@ -159,8 +153,7 @@ impl Swiotlb {
                 let len = pool.len();
                 self.unreserve(size - len);
                 trace::event("swiotlb_dyn_alloc", 0, len as u64);
-                // Nobody else sets it: the lock is held.
-                let _ = place.set(Box::new(pool));
+                self.add(pool);
                 return len;
             }
             self.unreserve(size);
@@ -268,6 +261,17 @@ impl Swiotlb {
         match self.pool_of(at) {
             Some(pool) => pool.give_back(at),
             None => self.end_transient(at),
+        }
+    }
+
+    /// Adds a pool, whose bytes are reserved: there is a place for each [`MIN_GROWTH`] of them.
+    fn add(&self, pool: Pool) {
+        let mut pool = Box::new(pool);
+        for place in &self.grown {
+            match place.set(pool) {
+                Ok(()) => return,
+                Err(back) => pool = back,
+            }
         }
     }
 

@@ -73,7 +73,7 @@ fn more_bits_to_keep_than_a_segment_has_are_refused_by_name() {
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig { failure_persistence: None, ..ProptestConfig::with_cases(512) })]
+    #![proptest_config(ProptestConfig { failure_persistence: None, ..ProptestConfig::with_cases(256) })]
 
     #[test]
     fn the_longest_mapping_is_there_everywhere_and_one_byte_more_is_not(
