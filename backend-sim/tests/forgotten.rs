@@ -58,7 +58,7 @@ fn bound(name: &str, machine: &SimMachine) -> (RawEngine, Arc<Device>) {
 fn write(engine: &RawEngine, places: &[Place]) -> Vec<bool> {
     let write = |&Place { at, len, .. }: &Place| {
         let reached =
-            [0, len / 2 & !7, len - 8].map(|offset| engine.write(at.wrapping_add(offset as u64), MARK));
+            [0, (len / 2) & !7, len - 8].map(|offset| engine.write(at.wrapping_add(offset as u64), MARK));
         reached == [true; 3]
     };
     places.iter().map(write).collect()
