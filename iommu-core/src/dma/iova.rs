@@ -1,10 +1,10 @@
 //! The two-step interface (Linux: `dma_iova_link` and its neighbours): I/O addresses first, then memory piece by piece.
 
 use core::ptr::NonNull;
-use core::sync::atomic::Ordering;
 
 use dma_api::{Attrs, DeviceParms, Direction, DmaError, IovaOps, IovaPart, IovaRange, Quarantined};
-use platform::{DmaAddr, IotlbGather, PhysAddr, trace};
+use platform::sync::atomic::Ordering;
+use platform::{DmaAddr, PhysAddr, trace};
 
 use super::{IommuDma, dma_error, dma_info_to_prot};
 
@@ -315,7 +315,7 @@ unsafe impl IovaOps for TwoStep<'_> {
     ) -> Result<(), Quarantined> {
         trace::event("dma_iova_destroy", range.address.get(), linked as u64);
         let part = IovaPart { range, offset: 0, len: linked };
-        let mut gather: IotlbGather<'_> = self.0.domain.gather();
+        let mut gather = self.0.domain.gather();
         let mut whole = true;
         if parms.is_untrusted() {
             // Copies may be among it, whose slots are free only when the device is out.
