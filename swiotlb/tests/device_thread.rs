@@ -52,43 +52,60 @@ impl Writer {
     }
 }
 
+fn main() {
+    let tests: [(&str, fn()); 5] = [
+        ("a ring in coherent memory", a_ring_in_coherent_memory),
+        ("coherent memory that the device goes on writing", coherent_memory_that_the_device_goes_on_writing),
+        (
+            "a buffer that is the CPU's and the device does not care",
+            a_buffer_that_is_the_cpus_and_the_device_does_not_care,
+        ),
+        ("a vector that the device fills", a_vector_that_the_device_fills),
+        (
+            "a borrowed slice whose copy the device goes on writing",
+            a_borrowed_slice_whose_copy_the_device_goes_on_writing,
+        ),
+    ];
+    for (name, test) in tests {
+        test();
+        println!("{name}: ok");
+    }
+}
+
 fn bench() -> Arc<Device> {
     device(&Arc::new(Heap::default()))
 }
 
-#[test]
 fn a_ring_in_coherent_memory() {
     let device = bench();
     // An order and its flag, an answer and its flag.
     let ring = CoherentSlice::<u64>::zeroed(&device, 4).unwrap();
     let at = ring.dma_address();
-    std::thread::scope(|scope| {
-        scope.spawn(move || {
-            // SAFETY: the ring is there until the scope ends.
-            let [order, ordered, answer, answered] =
-                [0, 8, 16, 24].map(|offset| unsafe { device_word(at.wrapping_add(offset)) });
-            for round in 1..=ROUNDS {
-                while ordered.load(Ordering::Acquire) != round {
-                    std::thread::yield_now();
-                }
-                answer.store(order.load(Ordering::Relaxed) + 1, Ordering::Relaxed);
-                answered.store(round, Ordering::Release);
-            }
-        });
+    let answers = std::thread::spawn(move || {
+        // SAFETY: the ring is there until this thread has been waited for.
+        let [order, ordered, answer, answered] =
+            [0, 8, 16, 24].map(|offset| unsafe { device_word(at.wrapping_add(offset)) });
         for round in 1..=ROUNDS {
-            ring.write(0, 10 * round);
-            dma_wmb();
-            ring.write(1, round);
-            while ring.read(3) != round {
+            while ordered.load(Ordering::Acquire) != round {
                 std::thread::yield_now();
             }
-            dma_rmb();
-            assert_eq!(ring.read(2), 10 * round + 1);
+            answer.store(order.load(Ordering::Relaxed) + 1, Ordering::Relaxed);
+            answered.store(round, Ordering::Release);
         }
     });
+    for round in 1..=ROUNDS {
+        ring.write(0, 10 * round);
+        dma_wmb();
+        ring.write(1, round);
+        while ring.read(3) != round {
+            std::thread::yield_now();
+        }
+        dma_rmb();
+        assert_eq!(ring.read(2), 10 * round + 1);
+    }
+    answers.join().unwrap();
 }
 
-#[test]
 fn coherent_memory_that_the_device_goes_on_writing() {
     let device = bench();
     let pairs = CoherentSlice::<Pair>::zeroed(&device, WORDS / 2).unwrap();
@@ -107,7 +124,6 @@ fn coherent_memory_that_the_device_goes_on_writing() {
     assert!(one > 0 && other > 0);
 }
 
-#[test]
 fn a_buffer_that_is_the_cpus_and_the_device_does_not_care() {
     let device = bench();
     for _ in 0..5 {
@@ -131,7 +147,6 @@ fn a_buffer_that_is_the_cpus_and_the_device_does_not_care() {
     }
 }
 
-#[test]
 fn a_vector_that_the_device_fills() {
     let device = bench();
     let mut buffer = vec![0u64; WORDS];
@@ -144,7 +159,6 @@ fn a_vector_that_the_device_fills() {
     }
 }
 
-#[test]
 fn a_borrowed_slice_whose_copy_the_device_goes_on_writing() {
     let device = bench();
     let mut slice = [0u64; WORDS];

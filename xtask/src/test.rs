@@ -4,7 +4,7 @@ use clap::Args;
 
 use crate::steps::Steps;
 use crate::workspace::{Package, cargo, packages};
-use crate::{loom, mutate, named_files};
+use crate::{loom, mutate, named_files, sanitize};
 
 #[derive(Args)]
 pub(crate) struct Options {
@@ -44,6 +44,7 @@ pub(crate) fn run(options: &Options) -> Result<(), String> {
     }
     each_alone(&mut steps, &packages);
     steps.call("loom", || loom::run(&loom::Options::default()));
+    steps.call("sanitizers", || sanitize::run(&sanitize::Options::default()));
     steps.call("mutations", || mutate::run(&mutate::Options::drawn(options.mutations)));
     steps.finish()
 }
