@@ -10,7 +10,8 @@ use common::{
 use dma_api::DmaError;
 use iommu_core::pci::{Reason, Topology};
 use iommu_core::{
-    AttachError, Capability, DeviceGroup, DomainType, GroupError, Iommu, IommuOps, ResvType, Settings, Trust,
+    AttachError, Capability, DeviceGroup, DomainType, GroupError, Iommu, IommuOps, PagingFlags, ResvType,
+    Settings, Trust,
 };
 use platform::pci::PciAddress;
 
@@ -253,4 +254,22 @@ fn nothing_is_allocated_for_no_bytes() {
         let none = device.ops().alloc(device.parms(), 0, dma_api::Attrs::empty());
         assert_eq!(none.err(), Some(DmaError::InvalidLength(0)));
     }
+}
+
+#[test]
+fn when_the_core_goes_no_device_stays_in_a_domain_that_goes_with_it() {
+    let bench = setup().bench();
+    let group = bench.group(ONE);
+    let mine = group.alloc_unmanaged(PagingFlags::empty()).unwrap();
+    group.attach(&mine).unwrap();
+    let (live, alone) = (Arc::downgrade(&mine), bench.bind(ALONE));
+    let Bench { toy, iommu, host: _host, pool: _pool } = bench;
+    drop((group, mine, iommu));
+    assert_eq!((toy.domain_of(ONE), toy.domain_of(TWO)), (Some(Toy::BLOCKED), Some(Toy::BLOCKED)));
+    assert!(live.upgrade().is_none());
+    // A device that is bound keeps its group.
+    let at = map_page(&alone).unwrap();
+    assert_eq!(toy.reach(ALONE, at, false), Some(0x10_0000));
+    drop(alone);
+    assert_eq!(toy.domain_of(ALONE), Some(Toy::BLOCKED));
 }

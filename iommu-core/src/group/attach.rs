@@ -127,16 +127,14 @@ impl Group {
     /// Attaches a device whose attach waited for its driver's first map (Linux: `iommu_deferred_attach`).
     ///
     /// # Errors
-    /// [`AttachError::Busy`] while the device is reset; what the driver says: the attach is then still deferred.
+    /// What the driver says: the attach is then still deferred.
     #[doc(alias = "iommu_deferred_attach")]
     pub(crate) fn attach_deferred(&self, address: PciAddress) -> Result<(), AttachError> {
         let state = self.state.lock();
         let Some(member) = state.members.iter().find(|member| member.address == address) else {
             return Err(AttachError::Device);
         };
-        if member.resetting {
-            return Err(AttachError::Busy);
-        }
+        // (Never while it is reset: the fence ends the deferral.)
         match &state.domain {
             Some(domain) if member.status.is_deferred() => member.attach(domain, None),
             _ => Ok(()),

@@ -134,6 +134,19 @@ pub enum GroupError {
     Attach(#[from] AttachError),
 }
 
+impl Drop for Group {
+    /// Takes its devices off domains that go with it.
+    fn drop(&mut self) {
+        let state = self.state.lock();
+        for member in state.members.iter().filter(|member| !member.status.is_deferred()) {
+            state.pasids.iter().for_each(|(&pasid, domain)| member.block_pasid(pasid, domain));
+            if let Some(domain) = &state.domain {
+                member.block(state.blocking.as_ref(), Some(domain));
+            }
+        }
+    }
+}
+
 impl Group {
     pub(crate) fn new(
         id: u32,
