@@ -18,43 +18,51 @@ pub(crate) struct Entries<F> {
     _format: PhantomData<fn() -> F>,
 }
 
+impl<F> Clone for Entries<F> {
+    fn clone(&self) -> Self {
+        *self
+    }
+}
+
+impl<F> Copy for Entries<F> {}
+
 impl<F: Format> Entries<F> {
     pub(crate) fn new(window: Window) -> Self {
         const { assert!(F::ENTRY_BYTES == 8 || F::ENTRY_BYTES == 4) };
         Self { window, _format: PhantomData }
     }
 
-    pub(crate) fn window(&self) -> Window {
+    pub(crate) fn window(self) -> Window {
         self.window
     }
 
     /// Where an entry is.
     #[inline]
-    pub(crate) fn at(&self, table: PhysAddr, index: usize) -> PhysAddr {
+    pub(crate) fn at(self, table: PhysAddr, index: usize) -> PhysAddr {
         table.wrapping_add((F::ENTRY_BYTES * index) as u64)
     }
 
     #[inline]
-    fn word(&self, table: PhysAddr, index: usize) -> &AtomicU64 {
+    fn word<'a>(self, table: PhysAddr, index: usize) -> &'a AtomicU64 {
         // SAFETY: see the type.
         unsafe { self.window.word(self.at(table, index)) }
     }
 
     #[inline]
-    fn words(&self, table: PhysAddr, index: usize, count: usize) -> &[AtomicU64] {
+    fn words<'a>(self, table: PhysAddr, index: usize, count: usize) -> &'a [AtomicU64] {
         // SAFETY: see the type.
         unsafe { self.window.words(self.at(table, index), count) }
     }
 
     #[cfg(not(loom))]
     #[inline]
-    fn half_word(&self, table: PhysAddr, index: usize) -> &platform::sync::atomic::AtomicU32 {
+    fn half_word<'a>(self, table: PhysAddr, index: usize) -> &'a platform::sync::atomic::AtomicU32 {
         // SAFETY: see the type.
         unsafe { self.window.half_word(self.at(table, index)) }
     }
 
     #[inline]
-    pub(crate) fn load(&self, table: PhysAddr, index: usize, order: Ordering) -> u64 {
+    pub(crate) fn load(self, table: PhysAddr, index: usize, order: Ordering) -> u64 {
         #[cfg(not(loom))]
         if F::ENTRY_BYTES == 4 {
             return u64::from(self.half_word(table, index).load(order));
@@ -63,7 +71,7 @@ impl<F: Format> Entries<F> {
     }
 
     #[inline]
-    pub(crate) fn store(&self, table: PhysAddr, index: usize, entry: u64, order: Ordering) {
+    pub(crate) fn store(self, table: PhysAddr, index: usize, entry: u64, order: Ordering) {
         #[cfg(not(loom))]
         if F::ENTRY_BYTES == 4 {
             return self.half_word(table, index).store(entry as u32, order);
@@ -73,7 +81,7 @@ impl<F: Format> Entries<F> {
 
     /// Puts `new` where `current` is, or says what is there. Acquire and release.
     #[inline]
-    pub(crate) fn replace(&self, table: PhysAddr, index: usize, current: u64, new: u64) -> Result<(), u64> {
+    pub(crate) fn replace(self, table: PhysAddr, index: usize, current: u64, new: u64) -> Result<(), u64> {
         const OK: Ordering = Ordering::AcqRel;
         const FAILED: Ordering = Ordering::Acquire;
         #[cfg(not(loom))]
@@ -89,7 +97,7 @@ impl<F: Format> Entries<F> {
 
     /// Whether `count` entries are all zero.
     #[inline]
-    pub(crate) fn all_zero(&self, table: PhysAddr, index: usize, count: usize) -> bool {
+    pub(crate) fn all_zero(self, table: PhysAddr, index: usize, count: usize) -> bool {
         #[cfg(not(loom))]
         if F::ENTRY_BYTES == 4 {
             return (index..index + count).all(|index| self.load(table, index, Ordering::Relaxed) == 0);
@@ -99,7 +107,7 @@ impl<F: Format> Entries<F> {
 
     /// Stores `first`, `first + step` and so on to `count` entries. Relaxed: a release fence stands before it.
     #[inline]
-    pub(crate) fn store_rising(&self, table: PhysAddr, index: usize, count: usize, first: u64, step: u64) {
+    pub(crate) fn store_rising(self, table: PhysAddr, index: usize, count: usize, first: u64, step: u64) {
         #[cfg(not(loom))]
         if F::ENTRY_BYTES == 4 {
             for n in 0..count {
@@ -113,7 +121,7 @@ impl<F: Format> Entries<F> {
 
     /// Stores one entry `count` times. Relaxed, as `store_rising`.
     #[inline]
-    pub(crate) fn fill(&self, table: PhysAddr, index: usize, count: usize, entry: u64) {
+    pub(crate) fn fill(self, table: PhysAddr, index: usize, count: usize, entry: u64) {
         #[cfg(not(loom))]
         if F::ENTRY_BYTES == 4 {
             return self.store_rising(table, index, count, entry, 0);
@@ -125,7 +133,7 @@ impl<F: Format> Entries<F> {
     /// of the table invalidates before anything of it is used again.
     #[inline]
     pub(crate) fn clear_matching(
-        &self,
+        self,
         table: PhysAddr,
         index: usize,
         count: usize,

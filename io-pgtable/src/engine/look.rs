@@ -57,10 +57,25 @@ impl<F: Format> PageTable<F> {
     #[inline]
     pub(super) fn translate(&self, iova: DmaAddr) -> Option<Translation> {
         let root = self.root();
-        let page = self.page_at(root, self.looked_up(root, iova.get(), 0)?, |_| ())?;
-        let page_size = 1u64 << page.shift;
-        let phys = page.phys.wrapping_add(iova.offset_in(page_size));
-        Some(Translation { phys, page_size, prot: page.prot })
+        let address = self.looked_up(root, iova.get(), 0)?;
+        // Copies: each acquire would read them again.
+        let (entries, format) = (self.entries, self.format);
+        let (mut table, mut level) = (root.phys, root.level);
+        let mut level_shift = F::level_shift(level);
+        let mut index = (address >> level_shift) as usize;
+        loop {
+            match format.decode(entries.load(table, index, Ordering::Acquire), level) {
+                Decoded::Table(below) if level > 1 => (table, level) = (below, level - 1),
+                Decoded::Empty | Decoded::Table(_) => return None,
+                Decoded::Leaf { phys, shift, prot } => {
+                    let page_size = 1u64 << shift;
+                    let phys = phys.wrapping_add(iova.offset_in(page_size));
+                    return Some(Translation { phys, page_size, prot });
+                }
+            }
+            level_shift -= F::INDEX_BITS;
+            index = (address >> level_shift) as usize & (Self::TABLE_ENTRIES - 1);
+        }
     }
 
     /// Shows every page that a range meets, in order.

@@ -53,33 +53,68 @@ impl<F: Format> PageTable<F> {
         count: usize,
         prot: Prot,
     ) -> Mapped {
+        if count == 1 {
+            // The smallest apart, so that all about it is constant.
+            let shift = page_size.trailing_zeros();
+            let done = if page_size == 1 << F::GRANULE_SHIFT {
+                self.map_entry(iova, phys, F::GRANULE_SHIFT, 1, prot)
+            } else if self.shape.page_sizes.contains(page_size) {
+                let level = F::leaf_level(shift);
+                shift == F::level_shift(level) && self.map_entry(iova, phys, shift, level, prot)
+            } else {
+                false
+            };
+            if done {
+                return (page_size, Ok(()));
+            }
+        }
+        self.map_any_size(iova, phys, page_size, count, prot)
+    }
+
+    /// The usual call: a page of one entry, where tables are, and nothing is in the way. Returns whether it was so; if not,
+    /// nothing is done.
+    #[inline(always)]
+    fn map_entry(&self, iova: DmaAddr, phys: PhysAddr, shift: u32, level: u32, prot: Prot) -> bool {
+        let span = (1u64 << shift) - 1;
+        let fits = (iova.get() | phys.get()) & span == 0 && phys.get() | span <= self.max_phys.get();
+        if !fits
+            || self.shape.page_sizes.bits() & (1 << shift) == 0
+            || self.cache.is_some()
+            || !self.format.accepts(prot)
+        {
+            return false;
+        }
+        let root = self.root();
+        let Some(address) = self.looked_up(root, iova.get(), span) else { return false };
+        let Some((table, index)) = self.table_at(root, address, level) else { return false };
+        if self.entries.load(table, index, Ordering::Relaxed) != 0 {
+            return false;
+        }
+        let leaf = self.format.leaf(phys, shift, level, prot);
+        // Release: the memory's contents, zeros included, are there before a device can reach them.
+        self.entries.store(table, index, leaf, Ordering::Release);
+        true
+    }
+
+    #[inline(never)]
+    fn map_any_size(
+        &self,
+        iova: DmaAddr,
+        phys: PhysAddr,
+        page_size: u64,
+        count: usize,
+        prot: Prot,
+    ) -> Mapped {
         let out_of_range = MapError::OutOfRange(iova);
         if !self.shape.page_sizes.contains(page_size) || (iova.get() | phys.get()) & (page_size - 1) != 0 {
             return (0, Err(MapError::NoPageSize(iova)));
         }
         let shift = page_size.trailing_zeros();
         let Some(len) = page_size.checked_mul(count as u64) else { return (0, Err(out_of_range)) };
-        let level = F::leaf_level(shift);
-        let (root, address) = match self.check(iova, phys, len, prot, level) {
-            Ok(checked) => checked,
-            Err(error) => return (0, Err(error)),
-        };
-        let piece = Piece { iova: address, phys, len, prot };
-        if count != 1 || shift != F::level_shift(level) {
-            return self.map_run(root, &mut Position::nowhere(), piece, shift);
-        }
-        // One entry: the usual call.
-        match self.table_for(root, address, level) {
-            Ok((table, _)) => {
-                let index = Self::index_below(root, address, level);
-                if self.entries.load(table, index, Ordering::Relaxed) != 0 {
-                    return self.map_around(root, table, piece, shift);
-                }
-                // Release: the memory's contents, zeros included, are there before a device can reach them.
-                let leaf = self.format.leaf(phys, shift, level, prot);
-                self.entries.store(table, index, leaf, Ordering::Release);
-                self.wrote(table, index, 1);
-                (len, Ok(()))
+        match self.check(iova, phys, len, prot, F::leaf_level(shift)) {
+            Ok((root, address)) => {
+                let piece = Piece { iova: address, phys, len, prot };
+                self.map_run(root, &mut Position::nowhere(), piece, shift)
             }
             Err(error) => (0, Err(error)),
         }
@@ -228,10 +263,8 @@ impl<F: Format> PageTable<F> {
     /// The whole address of bits that are looked up.
     #[cold]
     pub(super) fn address(&self, root: Root, iova: u64) -> DmaAddr {
-        let bits = self.input_bits(root.level);
-        let first = self.first_address(bits);
-        let offset = iova.wrapping_sub(first) & low_bits(bits);
-        DmaAddr::new(first.wrapping_add(offset))
+        let offset = iova.wrapping_sub(self.first) & low_bits(self.input_bits(root.level));
+        DmaAddr::new(self.first.wrapping_add(offset))
     }
 
     #[cold]
@@ -273,7 +306,7 @@ impl<F: Format> PageTable<F> {
             let index = Self::index_below(root, piece.iova, level);
             let pages = ((end - index) >> slot_bits).min((piece.len >> shift) as usize);
             // What is in a table made here is the caller's own range.
-            if fresh || self.entries.all_zero(table, index, pages << slot_bits) {
+            if fresh || self.are_empty(table, index, pages << slot_bits) {
                 self.write_pages(table, index, pages, piece, shift);
                 done += (pages as u64) << shift;
                 piece.advance((pages as u64) << shift);
@@ -282,7 +315,7 @@ impl<F: Format> PageTable<F> {
             // Something is there: page by page up to it.
             for page in 0..pages {
                 let index = index + (page << slot_bits);
-                if self.entries.all_zero(table, index, 1 << slot_bits) {
+                if self.are_empty(table, index, 1 << slot_bits) {
                     self.write_pages(table, index, 1, piece, shift);
                 } else {
                     let (part, result) =
@@ -296,6 +329,14 @@ impl<F: Format> PageTable<F> {
             }
         }
         (done, Ok(()))
+    }
+
+    #[inline]
+    fn are_empty(&self, table: PhysAddr, index: usize, count: usize) -> bool {
+        if count == 1 {
+            return self.entries.load(table, index, Ordering::Relaxed) == 0;
+        }
+        self.entries.all_zero(table, index, count)
     }
 
     /// Writes the entries of so many pages of 2^`shift` bytes.
@@ -317,6 +358,10 @@ impl<F: Format> PageTable<F> {
         }
         let at = |n: usize| piece.phys.wrapping_add((n as u64) << slot_shift);
         let first = leaf(at(0));
+        if count == 1 {
+            self.entries.store(table, index, first, Ordering::Relaxed);
+            return self.wrote(table, index, 1);
+        }
         let step = leaf(at(1)).wrapping_sub(first);
         // Where the address has two places in the entry, a run that carries from one to the other does not rise evenly.
         if leaf(at(count - 1)) == first.wrapping_add(step.wrapping_mul(count as u64 - 1)) {

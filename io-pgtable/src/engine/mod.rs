@@ -30,6 +30,10 @@ pub struct PageTable<F: Format> {
     format: F,
     entries: Entries<F>,
     shape: Shape,
+    /// The bits that a top looks up, by its level.
+    masks: [u64; LEVEL_MASK as usize + 1],
+    /// Where the I/O addresses begin, in an order in which they are one range.
+    first: u64,
     /// The highest physical address of a page.
     max_phys: PhysAddr,
     /// The memory of a table below the top: aligned to its size.
@@ -102,12 +106,24 @@ impl<F: Format> PageTable<F> {
         if !cfg.coherent_walk && cache.is_none() {
             return Err(CfgError::NotCoherent);
         }
+        let bits_of = |level: u32| (F::level_shift(level.max(1)) + shape.top_bits).min(64);
+        let bits = bits_of(shape.level);
+        let first = match shape.upper {
+            Upper::Zero => 0,
+            // Only a top that stays.
+            _ if F::GROWS => return Err(CfgError::InputSize),
+            Upper::One => !low_bits(bits),
+            // Those of the upper half, then, behind a carry out of all bits, those of the lower.
+            Upper::Sign => !low_bits(bits - 1),
+        };
         let entries = Entries::new(frames.window());
         let limit = PhysAddr::new(low_bits(shape.table_bits.min(cfg.oas)));
         let size = Self::top_bytes(shape.top_bits);
         let top = FrameRequest { size, align: size, limit };
         let top = frames.alloc(top).map_err(|_| CfgError::OutOfMemory)?;
         let table = Self {
+            masks: core::array::from_fn(|level| low_bits(bits_of(level as u32))),
+            first,
             root: AtomicU64::new(root_word(Root { phys: top, level: shape.level })),
             format,
             entries,
@@ -163,25 +179,37 @@ impl<F: Format> PageTable<F> {
         (F::level_shift(level) + self.shape.top_bits).min(64)
     }
 
-    /// Where the I/O addresses of a table with so many bits begin, in an order in which they are one range.
-    #[inline]
-    fn first_address(&self, bits: u32) -> u64 {
-        match self.shape.upper {
-            Upper::Zero => 0,
-            Upper::One => !low_bits(bits),
-            // Those of the upper half, then, behind a carry out of all bits, those of the lower.
-            Upper::Sign => !low_bits(bits - 1),
-        }
-    }
-
     /// The bits of an address that the table looks up, if the table stands for the whole range that ends `span` bytes behind it.
     #[inline]
     fn looked_up(&self, root: Root, iova: u64, span: u64) -> Option<u64> {
-        let bits = self.input_bits(root.level);
-        let mask = low_bits(bits);
-        let offset = iova.wrapping_sub(self.first_address(bits));
+        let mask = self.masks[(u64::from(root.level) & LEVEL_MASK) as usize];
+        let offset = iova.wrapping_sub(self.first);
         iova.checked_add(span)?;
         (offset <= mask && span <= mask - offset).then_some(iova & mask)
+    }
+
+    /// The table of a level for an address, and the index in it, if there is one.
+    #[inline(always)]
+    fn table_at(&self, root: Root, iova: u64, lowest: u32) -> Option<(PhysAddr, usize)> {
+        // Copies: each acquire would read them again.
+        let (entries, format) = (self.entries, self.format);
+        let (mut table, mut level) = (root.phys, root.level);
+        let mut shift = F::level_shift(level);
+        let mut index = (iova >> shift) as usize;
+        if level < lowest {
+            return None;
+        }
+        while level > lowest {
+            // Acquire: what is behind a pointer was written before it.
+            match format.decode(entries.load(table, index, Ordering::Acquire), level) {
+                Decoded::Table(below) => table = below,
+                _ => return None,
+            }
+            level -= 1;
+            shift -= F::INDEX_BITS;
+            index = (iova >> shift) as usize & (Self::TABLE_ENTRIES - 1);
+        }
+        Some((table, index))
     }
 
     /// The index in a table below the top, for the bits that are looked up.

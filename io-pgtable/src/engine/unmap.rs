@@ -33,16 +33,11 @@ impl<F: Format> PageTable<F> {
         let root = self.root();
         let Some(span) = len.checked_sub(1) else { return 0 };
         let Some(first) = self.looked_up(root, iova.get(), span) else { return 0 };
-        let (table, level) = self.lowest_around(root, first, first + span);
-        if level == 1 && len == 1 << F::GRANULE_SHIFT && first & span == 0 {
-            // One of the smallest pages: the usual call.
-            let index = Self::index_below(root, first, level);
-            if self.entries.clear_matching(table, index, 1, self.format.page_pattern()) == 1 {
-                self.wrote(table, index, 1);
-                gather.add_range(iova, len);
-                return len;
-            }
+        if len & span == 0 && first & span == 0 && self.unmap_entry(root, first, len) {
+            gather.add_range(iova, len);
+            return len;
         }
+        let (table, level) = self.lowest_around(root, first, first + span);
         let mut range = Unmapping { root, first, len, done: 0, tables: 0, gather };
         self.unmap_below(table, level, &mut range);
         let (unmapped, tables) = (range.done, range.tables);
@@ -51,6 +46,35 @@ impl<F: Format> PageTable<F> {
         }
         gather.add_range(iova, unmapped);
         unmapped
+    }
+
+    /// The usual call: a page of one entry, which is there as such. Returns whether it was so; if not, nothing is done.
+    #[inline]
+    fn unmap_entry(&self, root: Root, iova: u64, size: u64) -> bool {
+        let (table, index) = if size == 1 << F::GRANULE_SHIFT {
+            // The smallest apart, so that all about it is constant.
+            let Some((table, index)) = self.table_at(root, iova, 1) else { return false };
+            let (mask, value) = self.format.page_pattern();
+            if self.entries.load(table, index, Ordering::Relaxed) & mask != value {
+                return false;
+            }
+            (table, index)
+        } else {
+            let shift = size.trailing_zeros();
+            if !self.shape.page_sizes.contains(size) || shift != F::level_shift(F::leaf_level(shift)) {
+                return false;
+            }
+            let level = F::leaf_level(shift);
+            let Some((table, index)) = self.table_at(root, iova, level) else { return false };
+            let entry = self.entries.load(table, index, Ordering::Relaxed);
+            match self.format.decode(entry, level) {
+                Decoded::Leaf { shift: found, .. } if found == shift => (table, index),
+                _ => return false,
+            }
+        };
+        self.entries.store(table, index, 0, Ordering::Relaxed);
+        self.wrote(table, index, 1);
+        true
     }
 
     /// A table as low as can be whose entries stand for a whole range: no table above it is covered by the range. So a small

@@ -13,6 +13,8 @@ use crate::format::{Decoded, Format};
 pub struct AmdV1 {
     /// The encryption bit.
     encryption: u64,
+    /// The bits of an entry that are its address.
+    address: u64,
     /// FC, when every page has it.
     coherent: u64,
 }
@@ -60,10 +62,10 @@ impl Format for AmdV1 {
             shape.table_bits = shape.output_bits;
             shape.page_sizes = shape.page_sizes.intersection(PageSizes::from_bits(cfg.encryption - 1));
         }
-        Ok((Self { encryption: cfg.encryption, coherent }, shape))
+        Ok((Self { encryption: cfg.encryption, address: ADDRESS & !cfg.encryption, coherent }, shape))
     }
 
-    #[inline]
+    #[inline(always)]
     fn leaf(&self, phys: PhysAddr, shift: u32, level: u32, prot: Prot) -> u64 {
         let mut entry = PRESENT | self.coherent;
         if shift == Self::level_shift(level) {
@@ -96,12 +98,12 @@ impl Format for AmdV1 {
         PRESENT | next_level | phys.get() & ADDRESS | self.encryption | READ | WRITE
     }
 
-    #[inline]
+    #[inline(always)]
     fn decode(&self, entry: u64, level: u32) -> Decoded {
         if entry & PRESENT == 0 {
             return Decoded::Empty;
         }
-        let address = entry & ADDRESS & !self.encryption;
+        let address = entry & self.address;
         let next_level = entry >> NEXT_LEVEL_SHIFT & 7;
         let shift = match next_level {
             0 => Self::level_shift(level),

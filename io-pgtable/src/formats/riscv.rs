@@ -63,7 +63,7 @@ impl Format for RiscV {
         Ok((format, Shape::of::<Self>(cfg.ias, Upper::Sign)?))
     }
 
-    #[inline]
+    #[inline(always)]
     fn leaf(&self, phys: PhysAddr, shift: u32, _level: u32, prot: Prot) -> u64 {
         let mut entry = VALID | READ | USER | ACCESSED | phys.get() >> PPN_SHIFT & PPN;
         if shift == NAPOT_SHIFT {
@@ -90,7 +90,7 @@ impl Format for RiscV {
         VALID | phys.get() >> PPN_SHIFT & PPN
     }
 
-    #[inline]
+    #[inline(always)]
     fn decode(&self, entry: u64, level: u32) -> Decoded {
         if entry & VALID == 0 {
             return Decoded::Empty;

@@ -59,7 +59,7 @@ impl Format for X86_64 {
         Ok((Self { encryption: cfg.encryption }, shape))
     }
 
-    #[inline]
+    #[inline(always)]
     fn leaf(&self, phys: PhysAddr, _shift: u32, level: u32, prot: Prot) -> u64 {
         let mut entry = PRESENT | USER | ACCESSED | phys.get() & ADDRESS;
         if level > 1 {
@@ -80,7 +80,7 @@ impl Format for X86_64 {
         PRESENT | WRITE | USER | ACCESSED | phys.get() & ADDRESS | self.encryption
     }
 
-    #[inline]
+    #[inline(always)]
     fn decode(&self, entry: u64, level: u32) -> Decoded {
         if entry & PRESENT == 0 {
             return Decoded::Empty;

@@ -103,6 +103,7 @@ pub(crate) struct Bed<F: Format> {
     pub(crate) table: PageTable<F>,
 }
 
+#[allow(dead_code, reason = "not every model does everything")]
 impl<F: Format> Bed<F> {
     pub(crate) fn new(levels: u32) -> Arc<Self> {
         let frames = Arc::new(Keeping::default());
