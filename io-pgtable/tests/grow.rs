@@ -3,29 +3,35 @@
 mod common;
 mod walkers;
 
-use std::sync::{Arc, Mutex};
+use std::sync::{Arc, Mutex, OnceLock, Weak};
 
 use common::{Arena, RW, amdv1_cfg};
 use io_pgtable::{AmdV1, ChangeTop, IoPageTable, IoPgtableCfg, PageTable, Parts, Quirks, Root, X86_64};
 use platform::{DmaAddr, MapError, Prot};
 use walkers::amdv1;
 
-/// What the owner was told, and whether hardware that walks from there, before the table says so, finds an older page.
+/// What the owner was told of: the new top, the level of the one that the table had then, and what hardware that walks from the
+/// new one finds at an older page.
 #[derive(Debug, Default)]
-struct Told(Mutex<Vec<(Root, Option<u64>)>>);
+struct Told {
+    tops: Mutex<Vec<(Root, u32, Option<u64>)>>,
+    table: OnceLock<Weak<PageTable<AmdV1>>>,
+}
 
 const OLD: u64 = 0x5000;
 
-fn growing(levels: u32, frames: usize) -> (Arc<Arena>, Arc<Told>, PageTable<AmdV1>) {
+fn growing(levels: u32, frames: usize) -> (Arc<Arena>, Arc<Told>, Arc<PageTable<AmdV1>>) {
     let arena = Arc::new(Arena::new(frames));
     let told = Arc::new(Told::default());
     let (memory, notes) = (arena.clone(), told.clone());
     let change_top: ChangeTop = Box::new(move |root| {
         let found = amdv1::walk(&memory, root.phys.get(), root.level, OLD).map(|(_, phys)| phys);
-        notes.0.lock().unwrap().push((root, found));
+        let table = notes.table.get().and_then(Weak::upgrade).expect("a table that maps");
+        notes.tops.lock().unwrap().push((root, table.root().level, found));
     });
     let parts = Parts { frames: arena.clone(), cache: None, change_top: Some(change_top) };
-    let table = PageTable::with_parts(parts, &amdv1_cfg(levels)).unwrap();
+    let table = Arc::new(PageTable::with_parts(parts, &amdv1_cfg(levels)).unwrap());
+    told.table.set(Arc::downgrade(&table)).unwrap();
     (arena, told, table)
 }
 
@@ -41,15 +47,19 @@ fn the_owner_knows_a_top_before_anything_is_mapped_below_it() {
     assert_eq!(map(&table, OLD, 0x7_0000_0000, 0x1000), Ok(()));
     assert_eq!(table.aperture().1.get(), u64::MAX, "all that the format reaches");
     assert!(table.page_sizes().contains(1 << 51));
-    assert!(told.0.lock().unwrap().is_empty());
+    assert!(told.tops.lock().unwrap().is_empty());
 
     // 48 bits: level 4, by way of 3.
     assert_eq!(map(&table, 1 << 47, 0x8_0000_0000, 0x1000), Ok(()));
     let root = table.root();
     assert_eq!(root.level, 4);
-    let tops = std::mem::take(&mut *told.0.lock().unwrap());
-    assert_eq!(tops.iter().map(|(root, _)| root.level).collect::<Vec<_>>(), [3, 4]);
-    assert!(tops.iter().all(|(_, found)| *found == Some(0x7_0000_0000)), "what was mapped is below each top");
+    let tops = std::mem::take(&mut *told.tops.lock().unwrap());
+    let levels: Vec<_> = tops.iter().map(|(new, old, _)| (new.level, *old)).collect();
+    assert_eq!(levels, [(3, 2), (4, 3)], "told before the table has it");
+    assert!(
+        tops.iter().all(|(.., found)| *found == Some(0x7_0000_0000)),
+        "what was mapped is below each top"
+    );
     assert_eq!(tops[1].0, root);
     let walk = |iova| amdv1::walk(&arena, root.phys.get(), 4, iova).map(|(_, phys)| phys);
     assert_eq!((walk(OLD), walk(1 << 47)), (Some(0x7_0000_0000), Some(0x8_0000_0000)));
@@ -71,7 +81,7 @@ fn a_page_too_large_for_the_top_grows_it() {
     let (_arena, told, table) = growing(1, 32);
     assert_eq!(map(&table, 0, 0, 1 << 30), Ok(()));
     assert_eq!(table.root().level, 3);
-    assert_eq!(told.0.lock().unwrap().len(), 2);
+    assert_eq!(told.tops.lock().unwrap().len(), 2);
 }
 
 #[test]
@@ -80,7 +90,7 @@ fn without_memory_the_top_stays() {
     assert_eq!(map(&table, OLD, 0, 0x1000), Ok(()));
     assert_eq!(map(&table, 1 << 47, 0, 0x1000), Err(MapError::OutOfMemory));
     assert_eq!((table.root().level, arena.live()), (2, 2));
-    assert!(told.0.lock().unwrap().is_empty());
+    assert!(told.tops.lock().unwrap().is_empty());
 }
 
 #[test]

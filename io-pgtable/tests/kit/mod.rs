@@ -4,6 +4,7 @@ mod caches;
 mod errors;
 mod looks;
 mod maps;
+mod model;
 mod ranges;
 mod splits;
 mod tables;
@@ -12,6 +13,7 @@ pub(crate) use caches::*;
 pub(crate) use errors::*;
 pub(crate) use looks::*;
 pub(crate) use maps::*;
+pub(crate) use model::*;
 pub(crate) use ranges::*;
 pub(crate) use splits::*;
 pub(crate) use tables::*;
@@ -134,6 +136,7 @@ macro_rules! conformance {
                 a_page_splits
                 what_cannot_be_split_stays
                 units_that_do_not_snoop_see_every_change
+                any_steps_agree_with_a_model
             );
         }
     };
