@@ -193,7 +193,8 @@ impl<'a> IotlbGather<'a> {
     ///
     /// # Safety
     /// Every IOMMU that serves the domain has finished an invalidation of the whole range, table pointers included when
-    /// [`IotlbGather::has_tables`], that began after the last unmap; and the table pages came from `frames`.
+    /// [`IotlbGather::has_tables`], that began after the last unmap; no CPU looks up an address of the range any more, when there are
+    /// tables; and the table pages came from `frames`.
     #[inline]
     pub unsafe fn flushed(mut self, frames: &(impl Frames + ?Sized)) -> Flushed {
         if self.has_tables() {

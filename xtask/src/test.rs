@@ -43,6 +43,11 @@ pub(crate) fn run(options: &Options) -> Result<(), String> {
             .call(&format!("{} without features needs no std", package.name), || needs_no_std(&package.name));
     }
     each_alone(&mut steps, &packages);
+    // Says so where callgrind is not there.
+    steps.run(
+        "instructions of a page-table operation",
+        cargo().args(["bench", "-p", "io-pgtable", "--bench", "instructions"]),
+    );
     steps.call("loom", || loom::run(&loom::Options::default()));
     steps.call("sanitizers", || sanitize::run(&sanitize::Options::default()));
     steps.call("mutations", || mutate::run(&mutate::Options::drawn(options.mutations)));
