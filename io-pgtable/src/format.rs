@@ -109,7 +109,8 @@ pub trait Format: Copy + fmt::Debug + Send + Sync + 'static {
     }
 
     /// Which bits of an entry of the lowest level say that it is a page of the smallest size, and their values. Such entries
-    /// are unmapped in bulk; others are looked at one by one, so a format whose pages differ may leave some out.
+    /// are unmapped in bulk; others are looked at one by one, so a format whose pages differ may leave some out. An entry of a
+    /// larger page must not have them.
     #[inline]
     fn page_pattern(&self) -> (u64, u64) {
         (0, 1)
