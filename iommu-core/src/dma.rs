@@ -483,10 +483,13 @@ unsafe impl DmaMapOps for IommuDma {
             let at = iova.wrapping_add(place.offset);
             // SAFETY: the caller's promise; the addresses are this call's own.
             let (done, result) =
-                unsafe { self.domain.map(at, entry.phys.align_down(granule), place.len, prot) };
+                unsafe { self.domain.map_nosync(at, entry.phys.align_down(granule), place.len, prot) };
             if let Err(error) = result {
                 return Err(self.undo_sg(iova, layout, &list[..index], (at, done), error));
             }
+        }
+        if let Err(error) = self.domain.sync_map(iova, layout.size) {
+            return Err(self.undo_sg(iova, layout, list, (iova, 0), error));
         }
         if !attrs.contains(Attrs::SKIP_CPU_SYNC) {
             list.iter().for_each(|entry| self.clean(parms, entry.phys, entry.len));

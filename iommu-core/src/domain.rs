@@ -165,14 +165,7 @@ impl Domain {
             return (0, Err(MapError::OutOfRange(iova)));
         }
         // SAFETY: the caller's promise.
-        let (done, result) = unsafe { self.ops.map_range(iova, phys, len, prot) };
-        if result.is_err() {
-            return (done, result);
-        }
-        if self.needs_sync_map && self.ops.iotlb_sync_map(iova, len).is_err() {
-            return (done, Err(MapError::Gone));
-        }
-        (done, Ok(()))
+        unsafe { self.ops.map_range(iova, phys, len, prot) }
     }
 
     /// Makes what [`Domain::map_nosync`] has mapped visible to hardware that remembers what was not there (Linux:
@@ -187,6 +180,36 @@ impl Domain {
             self.ops.iotlb_sync_map(iova, len).map_err(|SyncError| MapError::Gone)?;
         }
         Ok(())
+    }
+
+    /// Maps pieces of memory one after the other, from `iova` on, and makes them visible together (Linux: `iommu_map_sg`). Each
+    /// is given by its address and length, multiples of the smallest page; neighbours in memory become one.
+    ///
+    /// Returns as [`Domain::map`].
+    ///
+    /// # Safety
+    /// As [`Domain::map`], for each piece and for the whole range.
+    #[doc(alias = "iommu_map_sg")]
+    pub unsafe fn map_sg(
+        &self,
+        iova: DmaAddr,
+        pieces: impl IntoIterator<Item = (PhysAddr, u64)>,
+        prot: Prot,
+    ) -> (u64, Result<(), MapError>) {
+        let mut pieces = pieces.into_iter().peekable();
+        let mut done = 0;
+        while let Some((phys, mut len)) = pieces.next() {
+            while let Some((_, more)) = pieces.next_if(|&(next, _)| phys.checked_add(len) == Some(next)) {
+                len = len.saturating_add(more);
+            }
+            // SAFETY: the caller's promise, for these pieces.
+            let (mapped, result) = unsafe { self.map_nosync(iova.wrapping_add(done), phys, len, prot) };
+            done += mapped;
+            if result.is_err() {
+                return (done, result);
+            }
+        }
+        (done, self.sync_map(iova, done))
     }
 
     /// An empty gather for unmaps of this domain.

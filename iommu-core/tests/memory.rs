@@ -39,7 +39,7 @@ unsafe impl GlobalAlloc for Allocator {
 #[global_allocator]
 static ALLOCATOR: Allocator = Allocator;
 
-/// The sizes of a chunk of the tree's nodes, and of a flush queue.
+/// The sizes of a chunk of the tree's nodes, and of a flush queue of 256 entries.
 const NODES: (usize, usize) = (4097, 8192);
 const QUEUE: (usize, usize) = (256 * 48, 256 * 48 + 1);
 

@@ -138,6 +138,27 @@ fn a_list_takes_one_range_of_addresses_and_one_invalidation() {
 }
 
 #[test]
+fn a_list_is_shown_at_once_to_hardware_that_remembers_absence() {
+    let mut setup = Setup::default();
+    setup.knobs.needs_sync_map = true;
+    let bench = setup.bench();
+    let device = bench.bind_trusted(NIC);
+    let mut elements = list(&[(0x1000, 4096), (0x5000, 4096)]);
+    bench.toy.take_log();
+    map_sg(&device, &mut elements).unwrap();
+    let first = elements[0].dma_address.get();
+    let shown = Did::SyncMap { iova: first, len: 8192 };
+    assert_eq!(
+        bench.toy.take_log().iter().filter(|did| matches!(did, Did::SyncMap { .. })).collect::<Vec<_>>(),
+        [&shown]
+    );
+    unmap_sg(&device, &elements).unwrap();
+    bench.toy.set_silent(true);
+    assert_eq!(map_sg(&device, &mut elements), Err(DmaError::IommuTimedOut));
+    assert_eq!(bench.iommu.statistics().quarantined, 2 * PAGE, "what was shown to some is not used again");
+}
+
+#[test]
 fn a_list_that_fails_in_the_middle_leaves_nothing() {
     let bench = Setup::default().aperture(0, 0xffff).bench();
     let device = bench.bind_trusted(NIC);

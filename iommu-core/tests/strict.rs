@@ -132,7 +132,10 @@ fn new_mappings_are_shown_to_hardware_that_remembers_absence() {
     setup.knobs.needs_sync_map = true;
     let bench = setup.bench();
     let device = bench.bind_trusted(NIC);
+    bench.toy.take_log();
     let at = map_page(&device).unwrap();
+    let shown = |log: &[Did]| log.iter().filter(|did| matches!(did, Did::SyncMap { .. })).count();
+    assert_eq!(shown(&bench.toy.take_log()), 1);
     unmap_page(&device, at).unwrap();
     bench.toy.set_silent(true);
     assert_eq!(map_page(&device), Err(DmaError::IommuTimedOut));

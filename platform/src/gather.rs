@@ -19,9 +19,10 @@ use crate::{DmaAddr, PhysAddr};
 pub struct FrameList {
     first: PhysAddr,
     last: PhysAddr,
-    len: usize,
+    // Both narrow, since a flush queue has one of these in each entry: tables of a domain do not fill 16 TiB.
+    len: u32,
     /// Bytes in each.
-    size: usize,
+    size: u32,
 }
 
 impl FrameList {
@@ -32,7 +33,7 @@ impl FrameList {
 
     /// How many frames are in the list.
     pub const fn len(&self) -> usize {
-        self.len
+        self.len as usize
     }
 
     /// Whether there are none.
@@ -46,8 +47,8 @@ impl FrameList {
     /// The frame came from the allocator that `window` belongs to, as one of `size` bytes, like all that are in the list; the
     /// CPU does not use it any more. A device's IOMMU may still read it.
     pub unsafe fn push(&mut self, window: Window, frame: PhysAddr, size: usize) {
-        debug_assert!(self.len == 0 || self.size == size);
-        self.size = size;
+        debug_assert!(self.len == 0 || self.size as usize == size);
+        self.size = size as u32;
         let next = if self.len == 0 { 0 } else { self.first.get() };
         // SAFETY: the caller promises a live frame of this window.
         unsafe { window.word(frame) }.store(next, Ordering::Relaxed);
@@ -87,7 +88,7 @@ impl FrameList {
             // SAFETY: the frame is in the list, so it is live until freed below.
             let next = unsafe { window.word(frame) }.load(Ordering::Relaxed);
             // SAFETY: the caller promises that nobody uses it; it came from this allocator with this size.
-            unsafe { frames.free(frame, self.size) };
+            unsafe { frames.free(frame, self.size as usize) };
             frame = PhysAddr::new(next);
         }
     }

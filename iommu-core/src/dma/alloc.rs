@@ -112,18 +112,10 @@ impl IommuDma {
     ) -> Result<DmaAddr, DmaError> {
         trace::event("__iommu_dma_map", 0, bytes as u64);
         let (iova, size, _) = self.take_iova(limit, PhysAddr::new(0), bytes)?;
-        let mut done = 0;
-        for piece in pieces {
-            let phys = self.window.phys(piece.cpu.as_ptr());
-            let at = iova.wrapping_add(done);
-            // SAFETY: the frames are this allocation's own until they are freed, and so are the addresses.
-            let (mapped, result) = unsafe { self.domain.map_nosync(at, phys, piece.len as u64, prot) };
-            done += mapped;
-            if let Err(error) = result {
-                return Err(self.undo(iova, done, size, error));
-            }
-        }
-        match self.domain.sync_map(iova, size) {
+        let frames = pieces.iter().map(|piece| (self.window.phys(piece.cpu.as_ptr()), piece.len as u64));
+        // SAFETY: the frames are this allocation's own until they are freed, and so are the addresses.
+        let (done, result) = unsafe { self.domain.map_sg(iova, frames, prot) };
+        match result {
             Ok(()) => Ok(iova),
             Err(error) => Err(self.undo(iova, done, size, error)),
         }
