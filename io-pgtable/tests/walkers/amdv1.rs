@@ -29,7 +29,7 @@ pub(crate) struct Tree {
 /// An entry that is present.
 enum Entry {
     /// NextLevel 1 to 6: a table.
-    Table { at: u64, level: u32 },
+    Table { at: u64, level: u32, read: bool, write: bool },
     /// NextLevel 0 or 7: a page.
     Page(Page),
 }
@@ -39,36 +39,63 @@ fn span(level: u32) -> u128 {
     1 << (12 + 9 * (level - 1))
 }
 
-/// Reads an entry of `level`; panics when a unit would fault on it.
-fn read(entry: u64, level: u32) -> Option<Entry> {
+/// Why a unit does not go on at an entry.
+#[derive(Debug)]
+enum Refusal {
+    NotPresent,
+    ReservedBit,
+    /// A next level that does not lead down, or a size that is none of the level.
+    BadLevel,
+}
+
+/// Reads an entry of `level`, as a unit does.
+fn read(entry: u64, level: u32) -> Result<Entry, Refusal> {
     if entry & 0x1 == 0 {
-        return None;
+        return Err(Refusal::NotPresent);
     }
     let address = entry & 0x000f_ffff_ffff_f000;
     let next_level = (entry & 0xe00) >> 9;
-    assert_eq!(entry & 0x07f0_0000_0000_0000, 0, "{entry:#x}: bits 58:52 must be zero");
-    if (1..=6).contains(&next_level) {
-        assert_eq!(entry & 0x1800_0000_0000_0000, 0, "{entry:#x}: FC and U must be zero in a pointer");
-        assert!(next_level < u64::from(level), "{entry:#x}: does not lead down from level {level}");
-        assert_eq!(entry >> 61 & 3, 3, "{entry:#x}: takes rights from all below it");
-        return Some(Entry::Table { at: address, level: next_level as u32 });
+    let is_pointer = (1..=6).contains(&next_level);
+    // Bits 58:52; in a pointer FC and U too.
+    let reserved = if is_pointer { 0x1ff0_0000_0000_0000 } else { 0x07f0_0000_0000_0000 };
+    if entry & reserved != 0 {
+        return Err(Refusal::ReservedBit);
+    }
+    let (read, write) = (entry & 0x2000_0000_0000_0000 != 0, entry & 0x4000_0000_0000_0000 != 0);
+    if is_pointer {
+        if next_level >= u64::from(level) {
+            return Err(Refusal::BadLevel);
+        }
+        return Ok(Entry::Table { at: address, level: next_level as u32, read, write });
     }
     let size = if next_level == 0 {
         span(level)
     } else {
-        let zero = (12..52).find(|bit| address >> bit & 1 == 0).expect("a zero in the address field");
+        let zero = (12..52).find(|bit| address >> bit & 1 == 0).ok_or(Refusal::BadLevel)?;
         let size = 1u128 << (zero + 1);
-        assert!(size > span(level) && size < span(level + 1), "{entry:#x}: no size of level {level}");
+        if size <= span(level) || size >= span(level + 1) {
+            return Err(Refusal::BadLevel);
+        }
         size
     };
-    let size = u64::try_from(size).expect("a page of less than the address space");
-    Some(Entry::Page(Page {
-        phys: address & !(size - 1),
-        size,
-        read: entry & 0x2000_0000_0000_0000 != 0,
-        write: entry & 0x4000_0000_0000_0000 != 0,
-        coherent: entry & 0x1000_0000_0000_0000 != 0,
-    }))
+    let size = u64::try_from(size).map_err(|_| Refusal::BadLevel)?;
+    let coherent = entry & 0x1000_0000_0000_0000 != 0;
+    Ok(Entry::Page(Page { phys: address & !(size - 1), size, read, write, coherent }))
+}
+
+/// Reads an entry of `level` as a driver may write it: clear, or one that a unit goes on at.
+fn read_written(entry: u64, level: u32) -> Option<Entry> {
+    match read(entry, level) {
+        Err(Refusal::NotPresent) => {
+            assert_eq!(entry, 0, "not present, and not clear");
+            None
+        }
+        Err(refusal) => panic!("{entry:#x} in level {level}: {refusal:?}"),
+        Ok(Entry::Table { level: next, read, write, .. }) if next != level - 1 || !read || !write => {
+            panic!("{entry:#x} in level {level}: skips a level, or takes rights from all below it")
+        }
+        Ok(entry) => Some(entry),
+    }
 }
 
 /// The index bits of a level.
@@ -83,12 +110,9 @@ pub(crate) fn walk(arena: &Arena, root: u64, mode: u32, iova: u64) -> Option<(Pa
     }
     let (mut table, mut level) = (root, mode);
     loop {
-        match read(arena.read(table + 8 * index(iova, level)), level)? {
+        match read_written(arena.read(table + 8 * index(iova, level)), level)? {
             Entry::Page(page) => return Some((page, page.phys + iova % page.size)),
-            Entry::Table { at, level: next } => {
-                assert_eq!(next, level - 1, "the engine skips no level");
-                (table, level) = (at, next);
-            }
+            Entry::Table { at, level: next, .. } => (table, level) = (at, next),
         }
     }
 }
@@ -97,6 +121,31 @@ pub(crate) fn walk(arena: &Arena, root: u64, mode: u32, iova: u64) -> Option<(Pa
 pub(crate) fn walk_byte(arena: &Arena, root: Root, _cfg: &IoPgtableCfg, iova: u64) -> Option<Found> {
     let (page, phys) = walk(arena, root.phys.get(), root.level, iova)?;
     Some(Found { phys, size: page.size, read: page.read, write: page.write })
+}
+
+/// What a unit finds for one byte, whatever is there. Rights are those that all levels give.
+pub(crate) fn hardware(arena: &Arena, root: Root, _cfg: &IoPgtableCfg, iova: u64) -> Option<Found> {
+    let (mut table, mut level) = (root.phys.get(), root.level);
+    if u128::from(iova) >= span(level + 1) {
+        return None;
+    }
+    let (mut may_read, mut may_write) = (true, true);
+    loop {
+        match read(arena.read(table + 8 * index(iova, level)), level).ok()? {
+            Entry::Page(Page { phys, size, read, write, .. }) => {
+                let (read, write) = (read && may_read, write && may_write);
+                return Some(Found { phys: phys + iova % size, size, read, write });
+            }
+            Entry::Table { at, level: next, read, write } => {
+                // The index bits of levels that are left out must be zero.
+                if (next + 1..level).any(|skipped| index(iova, skipped) != 0) {
+                    return None;
+                }
+                (table, level) = (at, next);
+                (may_read, may_write) = (may_read && read, may_write && write);
+            }
+        }
+    }
 }
 
 /// Reads the whole tree, and that the copies of each coded entry are complete and equal.
@@ -115,9 +164,9 @@ fn descend(arena: &Arena, table: u64, level: u32, first: u64, tree: &mut Tree) {
         let entry = arena.read(table + 8 * index);
         let iova = first + index * span(level) as u64;
         let mut slots = 1;
-        match read(entry, level) {
-            None => assert_eq!(entry, 0, "not present, and not clear"),
-            Some(Entry::Table { at, level }) => descend(arena, at, level, iova, tree),
+        match read_written(entry, level) {
+            None => {}
+            Some(Entry::Table { at, level, .. }) => descend(arena, at, level, iova, tree),
             Some(Entry::Page(page)) => {
                 slots = page.size / span(level) as u64;
                 assert_eq!(iova % page.size, 0, "{iova:#x}: a copy without the first one");

@@ -6,7 +6,24 @@ use io_pgtable::{IoPgtableCfg, Quirks, Root};
 use super::Found;
 use crate::common::Arena;
 
+/// What hardware finds; panics at an entry that no driver may write.
 pub(crate) fn walk(arena: &Arena, root: Root, cfg: &IoPgtableCfg, iova: u64) -> Option<Found> {
+    descend(arena, root, cfg, iova, |pte, why| assert_eq!(pte, 0, "{why}"))
+}
+
+/// What hardware finds, whatever is there.
+pub(crate) fn hardware(arena: &Arena, root: Root, cfg: &IoPgtableCfg, iova: u64) -> Option<Found> {
+    descend(arena, root, cfg, iova, |_, _| ())
+}
+
+/// Stops at an entry for a reason; `stop` hears of it.
+fn descend(
+    arena: &Arena,
+    root: Root,
+    cfg: &IoPgtableCfg,
+    iova: u64,
+    stop: impl Fn(u64, &str),
+) -> Option<Found> {
     // Sv39, Sv48, Sv57: the address must be the sign extension of its low bits.
     let unused = 64 - cfg.ias;
     if ((iova << unused) as i64 >> unused) as u64 != iova {
@@ -19,31 +36,43 @@ pub(crate) fn walk(arena: &Arena, root: Root, cfg: &IoPgtableCfg, iova: u64) -> 
         level -= 1;
         let vpn = iova >> (12 + 9 * level) & 0x1ff;
         let pte = arena.read(table + vpn * 8);
+        let refuse = |why: &str| {
+            stop(pte, why);
+            None
+        };
         let [v, r, w, x, u, _g, a, d] = std::array::from_fn(|bit| pte >> bit & 1 == 1);
         if !v {
-            assert_eq!(pte, 0, "not valid, and not clear");
-            return None;
+            return refuse("not valid, and not clear");
         }
-        assert_eq!(pte >> 54 & 0x7f, 0, "{pte:#x}: reserved bits");
+        if pte >> 54 & 0x7f != 0 {
+            return refuse("reserved bits");
+        }
         let (pbmt, n) = (pte >> 61 & 3, pte >> 63 == 1);
+        if pbmt != 0 && !cfg.quirks.contains(Quirks::RISCV_SVPBMT) {
+            return refuse("no memory types here");
+        }
         let ppn = pte >> 10 & 0xfff_ffff_ffff;
         if !r && !w && !x {
-            assert!(!u && !a && !d && pbmt == 0 && !n, "{pte:#x}: reserved bits of a pointer");
+            if u || a || d || pbmt != 0 || n {
+                return refuse("reserved bits of a pointer");
+            }
             table = ppn << 12;
             continue;
         }
-        assert!(r || !w, "{pte:#x}: writable and not readable is reserved");
-        assert!(cfg.quirks.contains(Quirks::RISCV_SVPBMT) || pbmt == 0, "{pte:#x}: no memory types here");
-        assert_ne!(pbmt, 3, "{pte:#x}: a reserved memory type");
-        let bits = if n {
-            assert!(level == 0 && ppn & 0xf == 8, "{pte:#x}: the only size of NAPOT is 64 KiB");
-            16
-        } else {
-            12 + 9 * level
-        };
-        let size = 1u64 << bits;
+        if w && !r {
+            return refuse("writable and not readable is reserved");
+        }
+        if pbmt == 3 {
+            return refuse("a reserved memory type");
+        }
+        if n && !(level == 0 && ppn & 0xf == 8) {
+            return refuse("the only size of NAPOT is 64 KiB");
+        }
+        let size = 1u64 << if n { 16 } else { 12 + 9 * level };
         let base = if n { (ppn & !0xf) << 12 } else { ppn << 12 };
-        assert_eq!(base % size, 0, "{pte:#x}: a misaligned superpage");
+        if base % size != 0 {
+            return refuse("a misaligned superpage");
+        }
         // Without hardware updates an access to a page without A, or a write to one without D, faults.
         let reach = u && a;
         return Some(Found { phys: base + iova % size, size, read: reach && r, write: reach && w && d });
