@@ -1,9 +1,12 @@
 //! What can be chosen (Linux: the `amd_iommu=` and `ivrs_*` parameters).
 
+use alloc::vec::Vec;
 use core::time::Duration;
 
+use crate::ivrs::Override;
+
 /// Choices for a driver; the defaults are Linux's where it has them.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+#[derive(Clone, PartialEq, Eq, Debug)]
 pub struct Config {
     /// Levels of a host page table, 3 to 6, cut down to what the unit can do. Four reach 48 bits.
     pub levels: u8,
@@ -13,10 +16,19 @@ pub struct Config {
     pub log2_events: u32,
     /// How long a completion may take. A device may take a second to answer an IOTLB invalidation, so longer than that.
     pub command_timeout: Duration,
+    /// Corrections of the firmware's table, the user's own before those of
+    /// [`overrides_for`](crate::ivrs::overrides_for) the machine: of several for one thing the first counts.
+    pub overrides: Vec<Override>,
 }
 
 impl Default for Config {
     fn default() -> Self {
-        Self { levels: 4, log2_commands: 9, log2_events: 9, command_timeout: Duration::from_secs(5) }
+        Self {
+            levels: 4,
+            log2_commands: 9,
+            log2_events: 9,
+            command_timeout: Duration::from_secs(5),
+            overrides: Vec::new(),
+        }
     }
 }

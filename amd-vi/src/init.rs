@@ -155,7 +155,11 @@ impl Context<'_> {
     /// One step (Linux: `state_next`).
     fn state_next<'t>(&self, stage: Stage<'t>) -> Result<Stage<'t>, InitError> {
         Ok(match stage {
-            Stage::Start(table) => Stage::IvrsDetected(Ivrs::parse(table)?),
+            Stage::Start(table) => {
+                let mut ivrs = Ivrs::parse(table)?;
+                ivrs.apply(&self.config.overrides);
+                Stage::IvrsDetected(ivrs)
+            }
             Stage::IvrsDetected(ivrs) => Stage::AcpiFinished(self.early_init(ivrs)?),
             Stage::AcpiFinished(machine) => Stage::Enabled(self.or_undo(machine, Self::early_enable)?),
             Stage::Enabled(machine) => Stage::PciInit(self.or_undo(machine, Self::init_pci)?),

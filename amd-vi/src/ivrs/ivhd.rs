@@ -2,6 +2,7 @@
 
 use alloc::collections::BTreeMap;
 use alloc::vec::Vec;
+use core::fmt;
 
 use platform::PhysAddr;
 use platform::pci::{PciAddress, RequesterId};
@@ -35,12 +36,21 @@ bitflags::bitflags! {
 }
 
 /// What a special device is.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]
 pub enum SpecialKind {
     /// An IO-APIC.
     IoApic,
     /// A high-precision event timer.
     Hpet,
+}
+
+impl fmt::Display for SpecialKind {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::IoApic => "IOAPIC",
+            Self::Hpet => "HPET",
+        })
+    }
 }
 
 /// The unique identifier of an ACPI device.
@@ -52,6 +62,27 @@ pub enum Uid {
     Integer(u64),
     /// A string, such as the device's path.
     String(Vec<u8>),
+}
+
+impl Uid {
+    /// Whether a device that ACPI knows by `uid` is meant: an entry without one means all.
+    pub fn matches(&self, uid: &str) -> bool {
+        match self {
+            Self::None => true,
+            Self::Integer(number) => uid.parse() == Ok(*number),
+            Self::String(text) => text == uid.as_bytes(),
+        }
+    }
+}
+
+impl fmt::Display for Uid {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::None => Ok(()),
+            Self::Integer(number) => write!(f, "{number}"),
+            Self::String(text) => write!(f, "{}", text.escape_ascii()),
+        }
+    }
 }
 
 /// What a device entry says, ranges put together.
@@ -287,16 +318,27 @@ impl Ivhd {
                 self.entries.push(DeviceEntry::Special { kind, handle, device, flags });
             }
             0xf0 => {
-                let uid_length = usize::from(entry.u8(21)?);
-                let bytes = entry.slice(22, uid_length)?.to_vec();
-                let uid = match entry.u8(20)? {
+                let (hid, cid) = (entry.array(4)?, entry.array(12)?);
+                let (format, len) = (entry.u8(20)?, entry.u8(21)?);
+                let bytes = entry.slice(22, usize::from(len))?.to_vec();
+                if self.kind != 0x40 {
+                    warnings.push(Warning::AcpiInOldBlock { device });
+                    return Some(());
+                }
+                if hid[0] == 0 {
+                    warnings.push(Warning::NoHid { device });
+                    return Some(());
+                }
+                if !matches!((format, len), (0, 0) | (1, 1..=8) | (2, 1..)) {
+                    warnings.push(Warning::BadUid { device, format, len });
+                }
+                let uid = match format {
                     1 => {
                         Uid::Integer(bytes.iter().take(8).rev().fold(0, |n, byte| n << 8 | u64::from(*byte)))
                     }
                     2 => Uid::String(bytes),
                     _ => Uid::None,
                 };
-                let (hid, cid) = (entry.array(4)?, entry.array(12)?);
                 self.entries.push(DeviceEntry::Acpi { device, flags, hid, cid, uid });
             }
             _ => warnings.push(Warning::UnknownEntry { kind, at }),

@@ -7,6 +7,9 @@
 mod bytes;
 mod ivhd;
 mod ivmd;
+mod madt;
+mod overrides;
+mod quirks;
 mod warning;
 
 use alloc::collections::BTreeMap;
@@ -15,6 +18,9 @@ use core::fmt;
 
 pub use ivhd::{DeviceEntry, Ivhd, IvhdFlags, SpecialKind, Uid};
 pub use ivmd::{Ivmd, IvmdScope};
+pub use madt::{Madt, MadtError};
+pub use overrides::{Override, OverrideError};
+pub use quirks::{QUIRKS, QuirkError, overrides_for};
 pub use warning::Warning;
 
 use bytes::Bytes;
@@ -119,8 +125,20 @@ impl Ivrs {
     /// Parses the table that `table` starts with; bytes after its length are ignored.
     ///
     /// # Errors
-    /// [`IvrsError`] when the header or the chain of blocks makes no sense.
+    /// [`IvrsError`] when the checksum is wrong, or the header or the chain of blocks makes no sense.
     pub fn parse(table: &[u8]) -> Result<Self, IvrsError> {
+        Self::read(table, false)
+    }
+
+    /// As [`Ivrs::parse`], but a wrong checksum is only a warning: for a person who looks at a table, not for a driver.
+    ///
+    /// # Errors
+    /// [`IvrsError`] when the header or the chain of blocks makes no sense.
+    pub fn decode(table: &[u8]) -> Result<Self, IvrsError> {
+        Self::read(table, true)
+    }
+
+    fn read(table: &[u8], any_sum: bool) -> Result<Self, IvrsError> {
         let whole = Bytes::new(table);
         let truncated = |need| IvrsError::Truncated { have: table.len(), need };
         let signature = whole.array::<4>(0).ok_or(truncated(HEADER))?;
@@ -133,7 +151,7 @@ impl Ivrs {
         }
         let bytes = whole.slice(0, length).ok_or(truncated(length))?;
         let sum = bytes.sum();
-        if sum != 0 {
+        if sum != 0 && !any_sum {
             return Err(IvrsError::Checksum(sum));
         }
         let (revision, oem_id, info) =
@@ -150,11 +168,34 @@ impl Ivrs {
             entries: BTreeMap::new(),
             warnings: Vec::new(),
         };
+        if sum != 0 {
+            ivrs.warnings.push(Warning::BadChecksum { sum });
+        }
         let mut at = HEADER;
         while at < length {
             at += ivrs.block(bytes, at)?;
         }
+        ivrs.find_contradictions();
         Ok(ivrs)
+    }
+
+    /// What only all blocks together show.
+    fn find_contradictions(&mut self) {
+        let mut found = Vec::new();
+        let mut specials: BTreeMap<(SpecialKind, u8), u16> = BTreeMap::new();
+        for unit in self.units() {
+            let same = |ivhd: &&Ivhd| ivhd.address == unit.address;
+            if self.ivhds.iter().filter(same).any(|ivhd| ivhd.mmio_base != unit.mmio_base) {
+                found.push(Warning::BaseDiffers { unit: unit.address });
+            }
+            for entry in &unit.entries {
+                let DeviceEntry::Special { kind, handle, device, .. } = *entry else { continue };
+                if specials.insert((kind, handle), device).is_some_and(|other| other != device) {
+                    found.push(Warning::DuplicateSpecial { kind, handle });
+                }
+            }
+        }
+        self.warnings.extend(found);
     }
 
     /// Takes in the block at `at` and returns its length, at least 4.

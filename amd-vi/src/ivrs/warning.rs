@@ -2,6 +2,10 @@
 
 use core::fmt;
 
+use platform::pci::{PciAddress, RequesterId};
+
+use super::SpecialKind;
+
 /// A mistake that was passed over.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 #[non_exhaustive]
@@ -56,6 +60,61 @@ pub enum Warning {
         /// Length in bytes.
         len: u64,
     },
+    /// The table's bytes do not add up to zero; only [`Ivrs::decode`](super::Ivrs::decode) passes over it.
+    BadChecksum {
+        /// What they add up to.
+        sum: u8,
+    },
+    /// Two blocks of one IOMMU have its registers at different addresses; the block that counts is believed.
+    BaseDiffers {
+        /// The IOMMU.
+        unit: PciAddress,
+    },
+    /// An ACPI device entry in a block of type 10h or 11h, which has none; ignored, as Linux does.
+    AcpiInOldBlock {
+        /// Its device.
+        device: u16,
+    },
+    /// An ACPI device without a hardware identifier; ignored.
+    NoHid {
+        /// Its device.
+        device: u16,
+    },
+    /// A unique identifier of an unknown format, or of a length that its format does not have; kept as far as it goes.
+    BadUid {
+        /// The device.
+        device: u16,
+        /// The format.
+        format: u8,
+        /// The length in bytes.
+        len: u8,
+    },
+    /// One IO-APIC or HPET is given two requester IDs; the later counts.
+    DuplicateSpecial {
+        /// What it is.
+        kind: SpecialKind,
+        /// The IO-APIC's identifier or the HPET's number.
+        handle: u8,
+    },
+    /// An IO-APIC of the machine is not in the table: its interrupts cannot be remapped (`ivrs_ioapic` can name it).
+    IoApicNotListed {
+        /// Its identifier in the MADT.
+        id: u8,
+    },
+    /// The table lists an IO-APIC that the machine does not have.
+    IoApicUnknown {
+        /// Its identifier.
+        handle: u8,
+        /// Its requester ID.
+        device: u16,
+    },
+    /// No IO-APIC at 00:14.0, where the one with the legacy interrupts is.
+    NoSouthbridgeIoApic,
+    /// A correction names a device that no unit translates for; passed over.
+    OverrideWithoutUnit {
+        /// The device.
+        device: PciAddress,
+    },
     /// An exclusion range; mapped directly for reading and writing instead, as Linux does.
     ExclusionAsUnity {
         /// First address.
@@ -77,6 +136,16 @@ impl Warning {
             Self::RangeBackwards { .. } => "range-backwards",
             Self::UnknownSpecial { .. } => "unknown-special",
             Self::BadMemory { .. } => "bad-memory",
+            Self::BadChecksum { .. } => "bad-checksum",
+            Self::BaseDiffers { .. } => "base-differs",
+            Self::AcpiInOldBlock { .. } => "acpi-in-old-block",
+            Self::NoHid { .. } => "no-hid",
+            Self::BadUid { .. } => "bad-uid",
+            Self::DuplicateSpecial { .. } => "duplicate-special",
+            Self::IoApicNotListed { .. } => "ioapic-not-listed",
+            Self::IoApicUnknown { .. } => "ioapic-unknown",
+            Self::NoSouthbridgeIoApic => "no-southbridge-ioapic",
+            Self::OverrideWithoutUnit { .. } => "override-without-unit",
             Self::ExclusionAsUnity { .. } => "exclusion-as-unity",
         }
     }
@@ -103,6 +172,34 @@ impl fmt::Display for Warning {
             Self::UnknownSpecial { variety } => write!(f, "special device of variety {variety} ignored"),
             Self::BadMemory { start, len } => {
                 write!(f, "memory at {start:#x} has the impossible length {len:#x}")
+            }
+            Self::BadChecksum { sum } => write!(f, "the bytes add up to {sum:#04x} instead of zero"),
+            Self::BaseDiffers { unit } => {
+                write!(f, "blocks of {unit} have its registers at different addresses")
+            }
+            Self::AcpiInOldBlock { device } => {
+                write!(f, "ACPI device {} in a block older than 40h ignored", RequesterId::new(device))
+            }
+            Self::NoHid { device } => {
+                write!(f, "ACPI device {} without a hardware identifier ignored", RequesterId::new(device))
+            }
+            Self::BadUid { device, format, len } => {
+                write!(
+                    f,
+                    "ACPI device {} has a unique identifier of format {format} and length {len}",
+                    RequesterId::new(device)
+                )
+            }
+            Self::DuplicateSpecial { kind, handle } => write!(f, "{kind}[{handle}] is at two devices"),
+            Self::IoApicNotListed { id } => {
+                write!(f, "IOAPIC[{id}] of the machine's MADT is not in the table (ivrs_ioapic= can add it)")
+            }
+            Self::IoApicUnknown { handle, device } => {
+                write!(f, "IOAPIC[{handle}] at {} is not in the machine's MADT", RequesterId::new(device))
+            }
+            Self::NoSouthbridgeIoApic => write!(f, "no IO-APIC is at 00:14.0, the southbridge"),
+            Self::OverrideWithoutUnit { device } => {
+                write!(f, "no unit translates for {device}: the correction is ignored")
             }
             Self::ExclusionAsUnity { start, len } => {
                 write!(f, "excluded memory at {start:#x}, {len:#x} bytes, is mapped directly instead")

@@ -2,6 +2,8 @@
 //! specification's tables with bare numbers, without the driver's types, so that it does not share the driver's mistakes.
 #![allow(dead_code, unreachable_pub)]
 
+pub mod real;
+
 use std::alloc::{Layout, alloc_zeroed, dealloc};
 use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};

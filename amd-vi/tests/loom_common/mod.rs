@@ -249,8 +249,13 @@ impl Machine {
         let host = Arc::new(Host { frames, unit });
         hardware.config.add_iommu(IOMMU, BASE, false);
         let table = ivrs(0x0020_3040, &[ivhd(0x10, 2, BASE, SELECT_DEV)]);
-        let config =
-            Config { levels: 3, log2_commands: 2, log2_events: 2, command_timeout: Duration::from_secs(1) };
+        let config = Config {
+            levels: 3,
+            log2_commands: 2,
+            log2_events: 2,
+            command_timeout: Duration::from_secs(1),
+            ..Config::default()
+        };
         let driver = AmdVi::init(host.clone(), &table, &hardware, config).unwrap();
         Arc::new(Self { hardware, host, driver })
     }
