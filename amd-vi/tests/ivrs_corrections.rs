@@ -120,6 +120,7 @@ fn overrides_move_and_add_devices() {
         ivhd(0x10, 2, BASE, &first[..3].concat()),
         ivhd(0x40, 2, BASE, &first.concat()),
         in_segment(1, ivhd(0x40, 2, BASE + 0x8_0000, &[0x03, 0x08, 0, 0, 0x04, 0xff, 0, 0])),
+        in_segment(1, ivhd(0x40, 0x0102, BASE + 0x10_0000, &[0x02, 0x00, 2, 0])),
     ];
     let plain = Ivrs::parse(&ivrs(1, &blocks)).unwrap();
     let with = |parameters: &[&str]| {
@@ -145,9 +146,14 @@ fn overrides_move_and_add_devices() {
     );
     // What is not there is added to the unit of its device; what moves to another segment leaves its own.
     assert_eq!(
-        with(&["ivrs_ioapic=34@00:00.1", "ivrs_acpihid=AMDI0030:7@00:15.1", "ivrs_ioapic=35@1:0:2.0"]),
-        is(&[io_apic, hpet, a, number, "AMDI0030:7@0:a9", "IOAPIC[35]@1:10/0"])
-            .with_warning("override-without-unit")
+        with(&["ivrs_ioapic=34@00:02.0", "ivrs_acpihid=AMDI0030:7@00:15.1", "ivrs_ioapic=35@1:0:2.0"]),
+        is(&[io_apic, hpet, a, number, "AMDI0030:7@0:a9", "IOAPIC[34]@0:10/0", "IOAPIC[35]@1:10/0"])
+    );
+    // What no unit names belongs to the only one of its segment, if there is one.
+    assert_eq!(
+        with(&["ivrs_ioapic=34@00:00.2", "ivrs_ioapic=35@1:3:0.0", "ivrs_ioapic=36@2:0:1.0"]),
+        is(&[io_apic, hpet, a, number, "IOAPIC[34]@0:2/0"])
+            .with_warning("override-without-unit override-without-unit")
     );
     assert_eq!(with(&["ivrs_ioapic=33@1:0:2.0"]), is(&[hpet, a, number, "IOAPIC[33]@1:10/0"]));
     // Older blocks are corrected too: firmware may be asked for them.

@@ -176,8 +176,8 @@ impl Ivrs {
     /// Corrects the table (Linux: `add_early_maps`). Of several corrections of one thing the first counts.
     ///
     /// Entries about the thing move to the given device in the blocks of its segment, and go from other segments. When none
-    /// has moved, the unit that translates for the device gets one; without such a unit the correction is passed over with
-    /// [`Warning::OverrideWithoutUnit`].
+    /// has moved, the unit that translates for the device gets one, or the only unit of its segment; without either the
+    /// correction is passed over with [`Warning::OverrideWithoutUnit`].
     #[doc(alias = "add_early_maps")]
     pub fn apply(&mut self, overrides: &[Override]) {
         // The last is applied first, so that the first has the last word.
@@ -207,7 +207,8 @@ impl Ivrs {
         }
     }
 
-    /// The block that counts of the unit that translates for a device: the last that names it.
+    /// The block that counts of the unit that translates for a device: of the last that names it, else of the only one in its
+    /// segment (some IO-APICs use the requester ID of the IOMMU itself, which no block names).
     fn unit_of_mut(&mut self, target: PciAddress) -> Option<&mut Ivhd> {
         let id = target.id.get();
         let names = |entry: &DeviceEntry| {
@@ -215,9 +216,12 @@ impl Ivrs {
             let alias = matches!(*entry, DeviceEntry::Alias { alias, .. } if alias == id);
             alias || first <= id && id <= last
         };
-        let of_segment = |ivhd: &&Ivhd| ivhd.address.segment == target.segment;
-        let unit =
-            self.units().into_iter().filter(of_segment).rfind(|ivhd| ivhd.entries.iter().any(names))?;
+        let mut units = self.units();
+        units.retain(|ivhd| ivhd.address.segment == target.segment);
+        let unit = units.iter().rfind(|ivhd| ivhd.entries.iter().any(names)).or(match &*units {
+            [only] => Some(only),
+            _ => None,
+        })?;
         let (address, kind) = (unit.address, unit.kind);
         self.ivhds.iter_mut().rfind(|ivhd| ivhd.address == address && ivhd.kind == kind)
     }
