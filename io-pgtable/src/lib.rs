@@ -13,5 +13,5 @@ mod table;
 pub use cfg::{CfgError, IoPgtableCfg, Quirks, Shape, Upper};
 pub use engine::{ChangeTop, PageTable, Parts};
 pub use format::{Decoded, Format};
-pub use formats::{AmdV1, IoPgtableFmt, RiscV, X86_64, alloc_io_pgtable_ops};
+pub use formats::{AmdV1, IoPgtableFmt, RiscV, VtdSs, X86_64, alloc_io_pgtable_ops};
 pub use table::{Broken, IoPageTable, NoDirtyMarks, Root, Split, SplitError, Translation, WalkEntry};

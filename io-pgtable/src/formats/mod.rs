@@ -2,10 +2,12 @@
 
 mod amdv1;
 mod riscv;
+mod vtdss;
 mod x86_64;
 
 pub use amdv1::AmdV1;
 pub use riscv::RiscV;
+pub use vtdss::VtdSs;
 pub use x86_64::X86_64;
 
 use alloc::boxed::Box;
@@ -25,6 +27,8 @@ pub enum IoPgtableFmt {
     X86_64,
     /// [`RiscV`].
     RiscV,
+    /// [`VtdSs`].
+    VtdSs,
 }
 
 /// An empty table of a format that is chosen at run time (Linux: `alloc_io_pgtable_ops`). Who knows the format when he writes
@@ -40,6 +44,7 @@ pub fn alloc_io_pgtable_ops(
     Ok(match format {
         IoPgtableFmt::AmdV1 => Box::new(PageTable::<AmdV1>::with_parts(parts, cfg)?),
         IoPgtableFmt::X86_64 => Box::new(PageTable::<X86_64>::with_parts(parts, cfg)?),
+        IoPgtableFmt::VtdSs => Box::new(PageTable::<VtdSs>::with_parts(parts, cfg)?),
         IoPgtableFmt::RiscV => Box::new(PageTable::<RiscV>::with_parts(parts, cfg)?),
     })
 }

@@ -4,6 +4,7 @@ use io_pgtable::{Format, IoPageTable, IoPgtableCfg};
 use platform::{DmaAddr, PhysAddr, Prot};
 
 use super::{Arena, Bed};
+use crate::walkers::{Walk, sound};
 
 /// A mapping of one page, and the words that it adds.
 pub(crate) struct Case {
@@ -92,4 +93,52 @@ fn assert_same(found: &[(u64, u64)], expected: &[(u64, u64)], iova: u64) {
         assert_eq!(found, expected, "after {iova:#x}: found {found:#x?}, expected {expected:#x?}");
     }
     assert_eq!(found.len(), expected.len(), "after {iova:#x}: words too many or too few");
+}
+
+/// An entry that somebody changes, and what hardware makes of it.
+pub(crate) struct Altered {
+    /// An address below the entry.
+    pub(crate) iova: u64,
+    /// Where the entry is.
+    pub(crate) table: u64,
+    pub(crate) index: u64,
+    pub(crate) before: u64,
+    pub(crate) after: u64,
+    /// What faults then: r, w, x. Nothing else changes.
+    pub(crate) faults: &'static str,
+}
+
+/// Maps the cases, then changes one entry at a time, and walks as hardware that is configured by `hardware`.
+pub(crate) fn check_altered<F: Format>(
+    cfg: &IoPgtableCfg,
+    cases: &[Case],
+    walk: Walk,
+    hardware: &IoPgtableCfg,
+    altered: &[Altered],
+) {
+    let bed = Bed::<F>::on(Arena::at(super::BASE, 256), cfg);
+    for case in cases {
+        let (done, result) = bed.map(case.iova, case.phys, case.size, 1, prot(case.prot));
+        assert_eq!((done, result), (case.size, Ok(())));
+    }
+    let root = bed.table.root();
+    for Altered { iova, table, index, before, after, faults } in altered {
+        let at = table + F::ENTRY_BYTES as u64 * index;
+        let shift = 8 * (at & 7);
+        let (word, mask) = (bed.arena.read(at & !7), u64::MAX >> (64 - 8 * F::ENTRY_BYTES) << shift);
+        assert_eq!((word & mask) >> shift, *before, "the entry at {at:#x}");
+        let as_mapped = sound(walk(&bed.arena, root, cfg, *iova)).expect("a page");
+        bed.arena.write(at & !7, word & !mask | after << shift);
+        let found = walk(&bed.arena, root, hardware, *iova);
+        let goes = |letter, mapped, may: Option<bool>| {
+            assert_eq!(may.unwrap_or(false), mapped && !faults.contains(letter), "{letter} with {after:#x}");
+        };
+        goes('r', as_mapped.read, found.ok().map(|found| found.read));
+        goes('w', as_mapped.write, found.ok().map(|found| found.write));
+        goes('x', as_mapped.execute, found.ok().map(|found| found.execute));
+        if let Ok(found) = found {
+            assert_eq!(found.phys, as_mapped.phys, "with {after:#x}");
+        }
+        bed.arena.write(at & !7, word);
+    }
 }

@@ -7,6 +7,7 @@ use platform::{CacheMaintenance, IotlbGather, LeakCounter};
 
 use super::Subject;
 use crate::common::{Arena, BASE, RW};
+use crate::walkers::sound;
 
 const FRAMES: usize = 512;
 
@@ -30,7 +31,7 @@ pub(crate) fn units_that_do_not_snoop_see_every_change<F: Format>(subject: &Subj
     let caches = Arc::new(Caches { cpu: cpu.clone(), device: Arena::stale(BASE, FRAMES) });
     let parts = Parts { frames: cpu.clone(), cache: Some(caches.clone()), change_top: None };
     let table = PageTable::<F>::with_parts(parts, &cfg).expect("a table");
-    let walk = |iova| (subject.walk)(&caches.device, table.root(), &cfg, iova);
+    let walk = |iova| sound((subject.walk)(&caches.device, table.root(), &cfg, iova));
     let same = |what| {
         for (at, word) in cpu.all() {
             // That a pointer has been written back is only the CPU's to know.

@@ -22,7 +22,7 @@ use io_pgtable::{Format, IoPageTable, IoPgtableCfg};
 use platform::DmaAddr;
 
 use crate::common::Bed;
-use crate::walkers::{Found, Walk};
+use crate::walkers::{Found, Walk, sound};
 
 /// A format in a configuration, with a walker.
 pub(crate) struct Subject<F: Format> {
@@ -47,7 +47,7 @@ impl<F: Format> Subject<F> {
     }
 
     fn walk(&self, iova: u64) -> Option<Found> {
-        (self.walk)(&self.bed.arena, self.bed.table.root(), &self.cfg, iova)
+        sound((self.walk)(&self.bed.arena, self.bed.table.root(), &self.cfg, iova))
     }
 
     /// Bytes in each page size, from the smallest.

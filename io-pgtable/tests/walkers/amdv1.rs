@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use io_pgtable::{IoPgtableCfg, Root};
 
-use super::Found;
+use super::{Fault, Found};
 use crate::common::Arena;
 
 /// A page, by where it begins.
@@ -46,6 +46,16 @@ enum Refusal {
     ReservedBit,
     /// A next level that does not lead down, or a size that is none of the level.
     BadLevel,
+}
+
+impl Refusal {
+    fn fault(self, entry: u64) -> Fault {
+        match self {
+            Self::NotPresent => Fault::of_empty(entry),
+            Self::ReservedBit => Fault::Refused("a reserved bit"),
+            Self::BadLevel => Fault::Refused("a next level or a size that is none here"),
+        }
+    }
 }
 
 /// Reads an entry of `level`, as a unit does.
@@ -118,28 +128,29 @@ pub(crate) fn walk(arena: &Arena, root: u64, mode: u32, iova: u64) -> Option<(Pa
 }
 
 /// What a unit finds for one byte, told the level by the device table entry.
-pub(crate) fn walk_byte(arena: &Arena, root: Root, _cfg: &IoPgtableCfg, iova: u64) -> Option<Found> {
-    let (page, phys) = walk(arena, root.phys.get(), root.level, iova)?;
-    Some(Found { phys, size: page.size, read: page.read, write: page.write })
+pub(crate) fn walk_byte(arena: &Arena, root: Root, _cfg: &IoPgtableCfg, iova: u64) -> Result<Found, Fault> {
+    let (page, phys) = walk(arena, root.phys.get(), root.level, iova).ok_or(Fault::Absent)?;
+    Ok(Found { phys, size: page.size, read: page.read, write: page.write, execute: page.read })
 }
 
 /// What a unit finds for one byte, whatever is there. Rights are those that all levels give.
-pub(crate) fn hardware(arena: &Arena, root: Root, _cfg: &IoPgtableCfg, iova: u64) -> Option<Found> {
+pub(crate) fn hardware(arena: &Arena, root: Root, _cfg: &IoPgtableCfg, iova: u64) -> Result<Found, Fault> {
     let (mut table, mut level) = (root.phys.get(), root.level);
     if u128::from(iova) >= span(level + 1) {
-        return None;
+        return Err(Fault::Absent);
     }
     let (mut may_read, mut may_write) = (true, true);
     loop {
-        match read(arena.read(table + 8 * index(iova, level)), level).ok()? {
+        let entry = arena.read(table + 8 * index(iova, level));
+        match read(entry, level).map_err(|refusal| refusal.fault(entry))? {
             Entry::Page(Page { phys, size, read, write, .. }) => {
                 let (read, write) = (read && may_read, write && may_write);
-                return Some(Found { phys: phys + iova % size, size, read, write });
+                return Ok(Found { phys: phys + iova % size, size, read, write, execute: read });
             }
             Entry::Table { at, level: next, read, write } => {
                 // The index bits of levels that are left out must be zero.
                 if (next + 1..level).any(|skipped| index(iova, skipped) != 0) {
-                    return None;
+                    return Err(Fault::Refused("index bits of a level that is left out"));
                 }
                 (table, level) = (at, next);
                 (may_read, may_write) = (may_read && read, may_write && write);

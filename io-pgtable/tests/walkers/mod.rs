@@ -4,6 +4,7 @@
 
 pub(crate) mod amdv1;
 pub(crate) mod riscv;
+pub(crate) mod vtdss;
 pub(crate) mod x86_64;
 
 use io_pgtable::{IoPgtableCfg, Root};
@@ -21,8 +22,35 @@ pub(crate) struct Found {
     pub(crate) read: bool,
     /// Whether it may write.
     pub(crate) write: bool,
+    /// Whether it may fetch instructions.
+    pub(crate) execute: bool,
 }
 
-/// A walk: memory, the top as the table says it, the configuration that hardware was told too, and an I/O address. `None` where
-/// hardware faults for want of an entry; a panic at an entry that no driver may write.
-pub(crate) type Walk = fn(&Arena, Root, &IoPgtableCfg, u64) -> Option<Found>;
+/// Why hardware finds nothing.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) enum Fault {
+    /// No address of the table, or an entry that is clear.
+    Absent,
+    /// An entry that no driver may write.
+    Refused(&'static str),
+}
+
+impl Fault {
+    /// That of an entry that hardware takes for empty.
+    pub(crate) fn of_empty(entry: u64) -> Self {
+        if entry == 0 { Self::Absent } else { Self::Refused("not present, and not clear") }
+    }
+}
+
+/// A walk: memory, the top as the table says it, the configuration that hardware was told too, and an I/O address.
+pub(crate) type Walk = fn(&Arena, Root, &IoPgtableCfg, u64) -> Result<Found, Fault>;
+
+/// What a walk found in a table that nobody has tampered with.
+#[track_caller]
+pub(crate) fn sound(found: Result<Found, Fault>) -> Option<Found> {
+    match found {
+        Ok(found) => Some(found),
+        Err(Fault::Absent) => None,
+        Err(Fault::Refused(why)) => panic!("hardware refuses an entry: {why}"),
+    }
+}

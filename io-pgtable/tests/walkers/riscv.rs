@@ -3,31 +3,14 @@
 
 use io_pgtable::{IoPgtableCfg, Quirks, Root};
 
-use super::Found;
+use super::{Fault, Found};
 use crate::common::Arena;
 
-/// What hardware finds; panics at an entry that no driver may write.
-pub(crate) fn walk(arena: &Arena, root: Root, cfg: &IoPgtableCfg, iova: u64) -> Option<Found> {
-    descend(arena, root, cfg, iova, |pte, why| assert_eq!(pte, 0, "{why}"))
-}
-
-/// What hardware finds, whatever is there.
-pub(crate) fn hardware(arena: &Arena, root: Root, cfg: &IoPgtableCfg, iova: u64) -> Option<Found> {
-    descend(arena, root, cfg, iova, |_, _| ())
-}
-
-/// Stops at an entry for a reason; `stop` hears of it.
-fn descend(
-    arena: &Arena,
-    root: Root,
-    cfg: &IoPgtableCfg,
-    iova: u64,
-    stop: impl Fn(u64, &str),
-) -> Option<Found> {
+pub(crate) fn walk(arena: &Arena, root: Root, cfg: &IoPgtableCfg, iova: u64) -> Result<Found, Fault> {
     // Sv39, Sv48, Sv57: the address must be the sign extension of its low bits.
     let unused = 64 - cfg.ias;
     if ((iova << unused) as i64 >> unused) as u64 != iova {
-        return None;
+        return Err(Fault::Absent);
     }
     let mut level = (cfg.ias - 12) / 9;
     assert_eq!(root.level, level);
@@ -36,46 +19,41 @@ fn descend(
         level -= 1;
         let vpn = iova >> (12 + 9 * level) & 0x1ff;
         let pte = arena.read(table + vpn * 8);
-        let refuse = |why: &str| {
-            stop(pte, why);
-            None
-        };
         let [v, r, w, x, u, _g, a, d] = std::array::from_fn(|bit| pte >> bit & 1 == 1);
         if !v {
-            return refuse("not valid, and not clear");
-        }
-        if pte >> 54 & 0x7f != 0 {
-            return refuse("reserved bits");
+            return Err(Fault::of_empty(pte));
         }
         let (pbmt, n) = (pte >> 61 & 3, pte >> 63 == 1);
-        if pbmt != 0 && !cfg.quirks.contains(Quirks::RISCV_SVPBMT) {
-            return refuse("no memory types here");
+        if pte >> 54 & 0x7f != 0 {
+            return Err(Fault::Refused("reserved bits"));
         }
         let ppn = pte >> 10 & 0xfff_ffff_ffff;
         if !r && !w && !x {
             if u || a || d || pbmt != 0 || n {
-                return refuse("reserved bits of a pointer");
+                return Err(Fault::Refused("reserved bits of a pointer"));
             }
             table = ppn << 12;
             continue;
         }
         if w && !r {
-            return refuse("writable and not readable is reserved");
+            return Err(Fault::Refused("writable and not readable is reserved"));
         }
-        if pbmt == 3 {
-            return refuse("a reserved memory type");
+        if pbmt == 3 || pbmt != 0 && !cfg.quirks.contains(Quirks::RISCV_SVPBMT) {
+            return Err(Fault::Refused("a memory type that is none here"));
         }
-        if n && !(level == 0 && ppn & 0xf == 8) {
-            return refuse("the only size of NAPOT is 64 KiB");
+        if n && (level > 0 || ppn & 0xf != 8) {
+            return Err(Fault::Refused("the only size of NAPOT is 64 KiB"));
         }
-        let size = 1u64 << if n { 16 } else { 12 + 9 * level };
+        let bits = if n { 16 } else { 12 + 9 * level };
+        let size = 1u64 << bits;
         let base = if n { (ppn & !0xf) << 12 } else { ppn << 12 };
         if base % size != 0 {
-            return refuse("a misaligned superpage");
+            return Err(Fault::Refused("a misaligned superpage"));
         }
         // Without hardware updates an access to a page without A, or a write to one without D, faults.
         let reach = u && a;
-        return Some(Found { phys: base + iova % size, size, read: reach && r, write: reach && w && d });
+        let (read, write, execute) = (reach && r, reach && w && d, reach && x);
+        return Ok(Found { phys: base + iova % size, size, read, write, execute });
     }
-    panic!("a pointer in the lowest level");
+    Err(Fault::Refused("a pointer in the lowest level"))
 }

@@ -3,19 +3,19 @@
 
 use io_pgtable::{IoPgtableCfg, Quirks, Root};
 
-use super::Found;
+use super::{Fault, Found};
 use crate::common::Arena;
 
 /// Levels count from 0 here, the lowest.
 const PAGE_OFFSET: u32 = 12;
 
 /// What hardware finds; panics at an entry that no driver may write.
-pub(crate) fn walk(arena: &Arena, root: Root, cfg: &IoPgtableCfg, iova: u64) -> Option<Found> {
+pub(crate) fn walk(arena: &Arena, root: Root, cfg: &IoPgtableCfg, iova: u64) -> Result<Found, Fault> {
     descend(arena, root, cfg, iova, assert_well_written)
 }
 
 /// What hardware finds, whatever is there.
-pub(crate) fn hardware(arena: &Arena, root: Root, cfg: &IoPgtableCfg, iova: u64) -> Option<Found> {
+pub(crate) fn hardware(arena: &Arena, root: Root, cfg: &IoPgtableCfg, iova: u64) -> Result<Found, Fault> {
     descend(arena, root, cfg, iova, |_, _| ())
 }
 
@@ -53,17 +53,17 @@ fn descend(
     cfg: &IoPgtableCfg,
     iova: u64,
     look: impl Fn(u64, u32),
-) -> Option<Found> {
+) -> Result<Found, Fault> {
     // Four levels translate 48 bits, five 57.
     let levels = if cfg.ias <= 48 { 4 } else { 5 };
     assert_eq!(root.level, levels);
     if cfg.quirks.contains(Quirks::SIGN_EXTEND) {
         let above = iova >> (cfg.ias - 1);
         if above != 0 && above != u64::MAX >> (cfg.ias - 1) {
-            return None;
+            return Err(Fault::Absent);
         }
     } else if iova >> cfg.ias != 0 {
-        return None;
+        return Err(Fault::Absent);
     }
     let (mut table, mut read, mut write) = (root.phys.get(), true, true);
     for level in (0..levels).rev() {
@@ -71,7 +71,7 @@ fn descend(
         let entry = arena.read(table + 8 * ((iova >> offset_bits) % 512));
         look(entry, level);
         if entry & 1 == 0 {
-            return None;
+            return Err(Fault::of_empty(entry));
         }
         write &= entry & 2 != 0;
         // A supervisor's page is none for a device.
@@ -80,11 +80,12 @@ fn descend(
         let address = entry & 0x000f_ffff_ffff_f000 & !cfg.encryption;
         if is_page(entry, level) {
             if level > 2 || entry & reserved_address(level) != 0 {
-                return None;
+                return Err(Fault::Refused("a page above level 2, or low address bits of a large page"));
             }
             let size = 1u64 << offset_bits;
             let base = address & !(size - 1);
-            return Some(Found { phys: base + iova % size, size, read, write: write && read });
+            let phys = base + iova % size;
+            return Ok(Found { phys, size, read, write: write && read, execute: read });
         }
         table = address;
     }
