@@ -37,6 +37,8 @@ use core::fmt;
 use platform::{PageSizes, PhysAddr, Prot};
 
 use crate::cfg::{CfgError, IoPgtableCfg, Shape};
+use crate::registers::Registers;
+use crate::table::Root;
 
 /// An entry, read.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -80,8 +82,6 @@ pub trait Format: Copy + fmt::Debug + Send + Sync + 'static {
     /// Software's bit of a pointer that says that the pointer has reached memory, for units that do not snoop the CPU's
     /// caches. Zero when the format has none free: then a pointer is written back each time one is met.
     const FLUSHED: u64 = 0;
-    /// Whether hardware marks pages that it wrote to.
-    const DIRTY: bool = false;
     /// Whether a page in use must be unmapped, and that flushed, before a table may take its place.
     const BREAK_BEFORE_MAKE: bool = true;
 
@@ -116,6 +116,12 @@ pub trait Format: Copy + fmt::Debug + Send + Sync + 'static {
         (0, 1)
     }
 
+    /// Whether hardware marks pages that it wrote to.
+    #[inline]
+    fn marks_dirty(&self) -> bool {
+        false
+    }
+
     /// Whether hardware has marked a page's entry as written.
     #[inline]
     fn is_dirty(&self, _entry: u64) -> bool {
@@ -126,6 +132,11 @@ pub trait Format: Copy + fmt::Debug + Send + Sync + 'static {
     #[inline]
     fn set_dirty(&self, entry: u64, _dirty: bool) -> u64 {
         entry
+    }
+
+    /// What hardware is told of a table with this top.
+    fn registers(&self, root: Root) -> Registers {
+        Registers::Root(root)
     }
 
     /// log2 of the bytes that one entry of a level stands for.

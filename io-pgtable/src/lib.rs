@@ -8,10 +8,15 @@ mod engine;
 mod entries;
 mod format;
 mod formats;
+mod registers;
 mod table;
 
 pub use cfg::{CfgError, IoPgtableCfg, Quirks, Shape, Upper};
 pub use engine::{ChangeTop, PageTable, Parts};
 pub use format::{Decoded, Format};
-pub use formats::{AmdV1, IoPgtableFmt, RiscV, VtdSs, X86_64, alloc_io_pgtable_ops};
+pub use formats::{
+    AmdV1, Arm32LpaeS1, Arm32LpaeS2, ArmLpaeS1, ArmLpaeS2, IoPgtableFmt, RiscV, VtdSs, X86_64,
+    alloc_io_pgtable_ops,
+};
+pub use registers::{ArmTcr, Registers};
 pub use table::{Broken, IoPageTable, NoDirtyMarks, Root, Split, SplitError, Translation, WalkEntry};

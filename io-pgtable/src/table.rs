@@ -4,6 +4,8 @@ use core::fmt;
 
 use platform::{DmaAddr, Extent, Flushed, IotlbGather, MapError, PageSizes, PhysAddr, Prot};
 
+use crate::registers::Registers;
+
 /// Where an I/O address leads.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct Translation {
@@ -220,6 +222,9 @@ pub unsafe trait IoPageTable: Send + Sync + fmt::Debug {
 
     /// The top of the table.
     fn root(&self) -> Root;
+
+    /// What hardware is told of the table.
+    fn registers(&self) -> Registers;
 
     /// Page frames that the table takes, its top included.
     fn table_pages(&self) -> usize;

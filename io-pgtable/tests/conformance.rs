@@ -5,8 +5,10 @@ mod common;
 mod kit;
 mod walkers;
 
-use io_pgtable::{AmdV1, IoPgtableCfg, Quirks, RiscV, VtdSs, X86_64};
-use walkers::{amdv1, riscv, vtdss, x86_64};
+use io_pgtable::{
+    AmdV1, Arm32LpaeS1, Arm32LpaeS2, ArmLpaeS1, ArmLpaeS2, IoPgtableCfg, Quirks, RiscV, VtdSs, X86_64,
+};
+use walkers::{amdv1, arm_lpae, riscv, vtdss, x86_64};
 
 conformance!(amdv1_3_levels, AmdV1, common::amdv1_cfg(3), amdv1::walk_byte);
 conformance!(amdv1_4_levels, AmdV1, common::amdv1_cfg(4), amdv1::walk_byte);
@@ -33,3 +35,38 @@ conformance!(
     vtdss::look
 );
 conformance!(vtdss_5_levels, VtdSs, IoPgtableCfg::new(57), vtdss::look);
+
+conformance!(arm_s1_4k, ArmLpaeS1<12>, IoPgtableCfg::new(48), arm_lpae::stage1::<12>);
+conformance!(
+    arm_s1_4k_upper_half,
+    ArmLpaeS1<12>,
+    IoPgtableCfg::new(39).with_quirks(Quirks::ARM_TTBR1),
+    arm_lpae::stage1::<12>
+);
+conformance!(
+    arm_s1_16k_dirty,
+    ArmLpaeS1<14>,
+    IoPgtableCfg::new(47).with_quirks(Quirks::ARM_HD),
+    arm_lpae::stage1::<14>
+);
+conformance!(
+    arm_s1_64k,
+    ArmLpaeS1<16>,
+    IoPgtableCfg::new(52).with_quirks(Quirks::ARM_NS.union(Quirks::ARM_HD)),
+    arm_lpae::stage1::<16>
+);
+conformance!(arm_s1_of_32_bits, Arm32LpaeS1, IoPgtableCfg::new(32), arm_lpae::stage1_of_32);
+conformance!(
+    arm_s2_4k_concatenated,
+    ArmLpaeS2<12>,
+    IoPgtableCfg { oas: 42, ..IoPgtableCfg::new(42) },
+    arm_lpae::stage2::<12>
+);
+conformance!(arm_s2_16k_concatenated, ArmLpaeS2<14>, IoPgtableCfg::new(48), arm_lpae::stage2::<14>);
+conformance!(
+    arm_s2_64k,
+    ArmLpaeS2<16>,
+    IoPgtableCfg { oas: 48, ..IoPgtableCfg::new(48) }.with_quirks(Quirks::ARM_S2FWB),
+    arm_lpae::stage2::<16>
+);
+conformance!(arm_s2_of_32_bits, Arm32LpaeS2, IoPgtableCfg::new(40), arm_lpae::stage2_of_32);

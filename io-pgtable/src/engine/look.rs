@@ -128,7 +128,7 @@ impl<F: Format> PageTable<F> {
         gather: &mut IotlbGather<'_>,
         visit: &mut dyn FnMut(DmaAddr, u64),
     ) -> Result<(), NoDirtyMarks> {
-        if !F::DIRTY {
+        if !self.format.marks_dirty() {
             return Err(NoDirtyMarks);
         }
         self.pages_of(iova, len, &mut |root, page| {

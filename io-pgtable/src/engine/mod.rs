@@ -20,6 +20,7 @@ use platform::{
 use crate::cfg::{CfgError, IoPgtableCfg, Shape, Upper};
 use crate::entries::Entries;
 use crate::format::{Decoded, Format};
+use crate::registers::Registers;
 use crate::table::{Broken, IoPageTable, NoDirtyMarks, Root, Split, SplitError, Translation, WalkEntry};
 use grow::Growth;
 
@@ -374,6 +375,10 @@ unsafe impl<F: Format> IoPageTable for PageTable<F> {
     fn root(&self) -> Root {
         let root = self.root.load(Ordering::Acquire);
         Root { phys: PhysAddr::new(root & !LEVEL_MASK), level: (root & LEVEL_MASK) as u32 }
+    }
+
+    fn registers(&self) -> Registers {
+        self.format.registers(self.root())
     }
 
     fn table_pages(&self) -> usize {

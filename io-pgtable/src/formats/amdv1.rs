@@ -46,7 +46,6 @@ impl Format for AmdV1 {
     const GROWS: bool = true;
     // Bits 4:1 are software's.
     const FLUSHED: u64 = 1 << 1;
-    const DIRTY: bool = true;
     const BREAK_BEFORE_MAKE: bool = false;
 
     fn new(cfg: &IoPgtableCfg) -> Result<(Self, Shape), CfgError> {
@@ -121,6 +120,11 @@ impl Format for AmdV1 {
     #[inline]
     fn page_pattern(&self) -> (u64, u64) {
         (PRESENT | 7 << NEXT_LEVEL_SHIFT, PRESENT)
+    }
+
+    #[inline]
+    fn marks_dirty(&self) -> bool {
+        true
     }
 
     #[inline]

@@ -1,11 +1,16 @@
 //! The formats, a file each, and the choice among them at run time.
 
 mod amdv1;
+mod arm_lpae;
+mod arm_lpae_s1;
+mod arm_lpae_s2;
 mod riscv;
 mod vtdss;
 mod x86_64;
 
 pub use amdv1::AmdV1;
+pub use arm_lpae_s1::{Arm32LpaeS1, ArmLpaeS1};
+pub use arm_lpae_s2::{Arm32LpaeS2, ArmLpaeS2};
 pub use riscv::RiscV;
 pub use vtdss::VtdSs;
 pub use x86_64::X86_64;
@@ -14,6 +19,7 @@ use alloc::boxed::Box;
 
 use crate::cfg::{CfgError, IoPgtableCfg};
 use crate::engine::{PageTable, Parts};
+use crate::format::Format;
 use crate::table::IoPageTable;
 
 /// A format by name, for a choice at run time (Linux: `enum io_pgtable_fmt`).
@@ -25,10 +31,18 @@ pub enum IoPgtableFmt {
     AmdV1,
     /// [`X86_64`] (`AMD_IOMMU_V2`).
     X86_64,
-    /// [`RiscV`].
-    RiscV,
     /// [`VtdSs`].
     VtdSs,
+    /// [`RiscV`].
+    RiscV,
+    /// [`ArmLpaeS1`] (`ARM_64_LPAE_S1`). Its granule is the smallest of 4, 16 and 64 KiB that the configuration has.
+    Arm64LpaeS1,
+    /// [`ArmLpaeS2`] (`ARM_64_LPAE_S2`), the granule as for stage 1.
+    Arm64LpaeS2,
+    /// [`Arm32LpaeS1`] (`ARM_32_LPAE_S1`).
+    Arm32LpaeS1,
+    /// [`Arm32LpaeS2`] (`ARM_32_LPAE_S2`).
+    Arm32LpaeS2,
 }
 
 /// An empty table of a format that is chosen at run time (Linux: `alloc_io_pgtable_ops`). Who knows the format when he writes
@@ -41,10 +55,23 @@ pub fn alloc_io_pgtable_ops(
     parts: Parts,
     cfg: &IoPgtableCfg,
 ) -> Result<Box<dyn IoPageTable>, CfgError> {
-    Ok(match format {
-        IoPgtableFmt::AmdV1 => Box::new(PageTable::<AmdV1>::with_parts(parts, cfg)?),
-        IoPgtableFmt::X86_64 => Box::new(PageTable::<X86_64>::with_parts(parts, cfg)?),
-        IoPgtableFmt::VtdSs => Box::new(PageTable::<VtdSs>::with_parts(parts, cfg)?),
-        IoPgtableFmt::RiscV => Box::new(PageTable::<RiscV>::with_parts(parts, cfg)?),
-    })
+    let granule_shift = [12, 14, 16].into_iter().find(|shift| cfg.page_sizes.contains(1 << shift));
+    match (format, granule_shift) {
+        (IoPgtableFmt::AmdV1, _) => boxed::<AmdV1>(parts, cfg),
+        (IoPgtableFmt::X86_64, _) => boxed::<X86_64>(parts, cfg),
+        (IoPgtableFmt::VtdSs, _) => boxed::<VtdSs>(parts, cfg),
+        (IoPgtableFmt::RiscV, _) => boxed::<RiscV>(parts, cfg),
+        (IoPgtableFmt::Arm64LpaeS1, Some(14)) => boxed::<ArmLpaeS1<14>>(parts, cfg),
+        (IoPgtableFmt::Arm64LpaeS1, Some(16)) => boxed::<ArmLpaeS1<16>>(parts, cfg),
+        (IoPgtableFmt::Arm64LpaeS1, _) => boxed::<ArmLpaeS1<12>>(parts, cfg),
+        (IoPgtableFmt::Arm64LpaeS2, Some(14)) => boxed::<ArmLpaeS2<14>>(parts, cfg),
+        (IoPgtableFmt::Arm64LpaeS2, Some(16)) => boxed::<ArmLpaeS2<16>>(parts, cfg),
+        (IoPgtableFmt::Arm64LpaeS2, _) => boxed::<ArmLpaeS2<12>>(parts, cfg),
+        (IoPgtableFmt::Arm32LpaeS1, _) => boxed::<Arm32LpaeS1>(parts, cfg),
+        (IoPgtableFmt::Arm32LpaeS2, _) => boxed::<Arm32LpaeS2>(parts, cfg),
+    }
+}
+
+fn boxed<F: Format>(parts: Parts, cfg: &IoPgtableCfg) -> Result<Box<dyn IoPageTable>, CfgError> {
+    Ok(Box::new(PageTable::<F>::with_parts(parts, cfg)?))
 }

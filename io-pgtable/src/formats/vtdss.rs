@@ -41,7 +41,6 @@ impl Format for VtdSs {
     const OUTPUT_BITS: u32 = 52;
     // Bit 10 is software's.
     const FLUSHED: u64 = 1 << 10;
-    const DIRTY: bool = true;
 
     fn new(cfg: &IoPgtableCfg) -> Result<(Self, Shape), CfgError> {
         cfg.check(Quirks::FORCE_COHERENCE.union(Quirks::FORCE_WRITEABLE))?;
@@ -97,6 +96,11 @@ impl Format for VtdSs {
     #[inline]
     fn page_pattern(&self) -> (u64, u64) {
         (READ | WRITE, READ | WRITE)
+    }
+
+    #[inline]
+    fn marks_dirty(&self) -> bool {
+        true
     }
 
     #[inline]

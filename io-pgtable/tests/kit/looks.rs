@@ -89,11 +89,11 @@ pub(crate) fn written_pages_are_found_and_forgotten<F: Format>(subject: &Subject
         result.map(|()| pages)
     };
     let mut gather = subject.bed.gather();
-    if !F::DIRTY {
+    let (format, _) = F::new(&subject.cfg).expect("a configuration that has a table");
+    if !format.marks_dirty() {
         assert_eq!(dirty(0, 0x1000, true, &mut gather), Err(NoDirtyMarks));
         return subject.bed.flush(gather);
     }
-    let (format, _) = F::new(&subject.cfg).expect("a configuration that has a table");
     for size in subject.sizes_by_twos() {
         let subject = subject.fresh();
         let at = subject.homes(2 * size)[1] & !(2 * size - 1);

@@ -34,7 +34,8 @@ pub(crate) struct Subject<F: Format> {
 impl<F: Format> Subject<F> {
     /// With memory for as many tables as any check needs.
     pub(crate) fn new(cfg: IoPgtableCfg, walk: Walk) -> Self {
-        Self::with_frames(cfg, walk, 512)
+        // Of the largest tables 32.
+        Self::with_frames(cfg, walk, if F::INDEX_BITS > 11 { 2048 } else { 512 })
     }
 
     /// The same without tables that earlier mappings have left: over those a large page is written as smaller ones.

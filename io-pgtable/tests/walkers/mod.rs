@@ -3,6 +3,7 @@
 #![allow(dead_code, reason = "not every test walks every format")]
 
 pub(crate) mod amdv1;
+pub(crate) mod arm_lpae;
 pub(crate) mod riscv;
 pub(crate) mod vtdss;
 pub(crate) mod x86_64;
