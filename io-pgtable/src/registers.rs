@@ -30,6 +30,16 @@ pub enum Registers {
         /// VTCR.SL0: the level of the top, in the code of the granule.
         sl: u8,
     },
+    /// DART (`apple_dart_cfg`).
+    #[doc(alias = "apple_dart_cfg")]
+    Dart {
+        /// TTBRs: addresses of tables, the first `ttbrs` of them.
+        ttbr: [u64; 4],
+        /// How many: 1, 2 or 4.
+        ttbrs: u8,
+        /// Levels of tables below each.
+        levels: u8,
+    },
 }
 
 /// Fields of ARM's TCR or VTCR.

@@ -71,7 +71,7 @@ pub(crate) fn units_that_do_not_snoop_see_every_change<F: Format>(subject: &Subj
         same("an unmap");
     }
     let sizes = subject.sizes();
-    let (small, large) = (sizes[0], sizes[1]);
+    let &[small, large, ..] = &sizes[..] else { return };
     let at = subject.homes(large)[1];
     // SAFETY: as above.
     let (_, result) = unsafe { table.map_pages(at.into(), subject.place(large).into(), large, 1, RW) };

@@ -41,12 +41,10 @@ pub(crate) fn what_is_read_is_what_was_written<F: Format>(subject: &Subject<F>) 
 
 /// Each page that a range meets, in order, whatever is between them.
 pub(crate) fn every_page_is_shown_once<F: Format>(subject: &Subject<F>) {
-    let sizes = subject.sizes();
-    let (small, large) = (sizes[0], sizes[1]);
+    let (small, (page, large)) = (subject.smallest(), subject.larger());
     let (first, last) = subject.ends();
     let at = subject.homes(8 * large)[1] & !(8 * large - 1);
-    let mut expected =
-        vec![(first, small), (at + small, small), (at + large, large), (at + 3 * large, small)];
+    let mut expected = vec![(first, small), (at + small, small), (at + large, page), (at + 3 * large, small)];
     expected.push((last - (small - 1), small));
     for (iova, size) in &expected {
         subject.bed.must_map(*iova, subject.place(*size), *size, 1);
@@ -64,7 +62,7 @@ pub(crate) fn every_page_is_shown_once<F: Format>(subject: &Subject<F>) {
     };
     assert_eq!(shown(first, (last - first).saturating_add(1)), expected[..5], "the whole aperture");
     assert_eq!(shown(at, 4 * large), expected[1..4]);
-    assert_eq!(shown(at + large + large / 2, 1), expected[2..3], "a part of a page is the page");
+    assert_eq!(shown(at + large + page / 2, 1), expected[2..3], "a part of a page is the page");
     assert_eq!(shown(at + small, 0), []);
     assert_eq!(shown(at + 4 * large, large), []);
 
@@ -75,7 +73,7 @@ pub(crate) fn every_page_is_shown_once<F: Format>(subject: &Subject<F>) {
     assert!(way.iter().all(|entry| subject.entry_at(entry.at.get()) == entry.entry));
     way.clear();
     subject.bed.table.walk(DmaAddr::new(at + large), &mut |entry| way.push(entry));
-    assert_eq!(way.last().map(|entry| entry.level), Some(F::leaf_level(large.trailing_zeros())));
+    assert_eq!(way.last().map(|entry| entry.level), Some(F::leaf_level(page.trailing_zeros())));
 }
 
 /// A page is written when any of its entries says so, until it is cleared.

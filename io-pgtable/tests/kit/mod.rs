@@ -67,6 +67,13 @@ impl<F: Format> Subject<F> {
         self.sizes()[0]
     }
 
+    /// The second smallest page, or the only one, and a distance: that page's size, but more than the smallest's.
+    fn larger(&self) -> (u64, u64) {
+        let sizes = self.sizes();
+        let page = sizes.get(1).copied().unwrap_or(sizes[0]);
+        (page, page.max(2 * sizes[0]))
+    }
+
     /// First and last I/O address.
     fn ends(&self) -> (u64, u64) {
         let (first, last) = self.bed.table.aperture();

@@ -52,8 +52,7 @@ pub(crate) fn ranges_take_the_largest_pages<F: Format>(subject: &Subject<F>) {
 
 /// Extents anywhere in memory, one behind the other; neighbours share a page.
 pub(crate) fn a_list_is_one_range<F: Format>(subject: &Subject<F>) {
-    let sizes = subject.sizes();
-    let (small, large) = (sizes[0], sizes[1]);
+    let (small, (page, large)) = (subject.smallest(), subject.larger());
     let at = subject.homes(4 * large)[1] & !(4 * large - 1);
     let base = subject.place(4 * large);
     let extent = |phys, len: u64| Extent { phys: PhysAddr::new(phys), len: len as usize };
@@ -69,7 +68,8 @@ pub(crate) fn a_list_is_one_range<F: Format>(subject: &Subject<F>) {
     // SAFETY: nothing walks the table.
     let map = |iova: u64, list: &[Extent]| unsafe { subject.bed.table.map_sg(iova.into(), list, RW) };
     assert_eq!(map(at, &list), (large + 2 * small, Ok(())));
-    subject.assert_page(at, base, large);
+    subject.assert_page(at, base, page);
+    subject.assert_page(at + large - page, base + large - page, page);
     subject.assert_page(at + large, base + 3 * large, small);
     subject.assert_page(at + large + small, base + 2 * large, small);
     subject.assert_nothing(at + large + 2 * small);

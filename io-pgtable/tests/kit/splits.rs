@@ -47,7 +47,7 @@ pub(crate) fn a_page_splits<F: Format>(subject: &Subject<F>) {
 /// Refused, and nothing changed.
 pub(crate) fn what_cannot_be_split_stays<F: Format>(subject: &Subject<F>) {
     let sizes = subject.sizes();
-    let (small, large) = (sizes[0], sizes[1]);
+    let (small, (large, _)) = (sizes[0], subject.larger());
     let at = subject.homes(large)[1];
     let mut gather = subject.bed.gather();
     // SAFETY: one thread.
