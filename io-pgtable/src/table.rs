@@ -57,6 +57,8 @@ pub struct Broken {
     pub page: Translation,
     /// Bytes in the pages that take its place.
     pub page_size: u64,
+    /// Whether hardware has marked it as written. Then they are marked too.
+    pub written: bool,
 }
 
 /// Why a page was not split.

@@ -237,7 +237,8 @@ impl<F: Format> Model<F> {
     fn split(&mut self, first: u64, page: Page, size: u64) {
         let inside = DmaAddr::new(first + page.size / 2);
         // Small pages of a large one would fill the machine.
-        if page.size / size > 4096 {
+        let tables = page.size >> F::level_shift(F::leaf_level(size.trailing_zeros()) + 1);
+        if page.size / size > 4096 || tables > 16 {
             return;
         }
         let mut gather = self.bed.gather();
@@ -260,6 +261,7 @@ impl<F: Format> Model<F> {
         self.pages.remove(&first);
         for offset in (0..page.size).step_by(size as usize) {
             let marked = self.marked(first + offset, size);
+            assert!(marked || !page.written, "a mark is lost at {:#x}", first + offset);
             let part = Page { phys: page.phys + offset, size, written: marked, ..page };
             self.pages.insert(first + offset, part);
         }

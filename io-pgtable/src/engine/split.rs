@@ -1,7 +1,7 @@
 //! Splitting a page into smaller ones.
 
 use platform::sync::atomic::{Ordering, fence};
-use platform::{DmaAddr, Flushed, IotlbGather, MapError};
+use platform::{DmaAddr, Flushed, IotlbGather, MapError, PhysAddr};
 
 use super::PageTable;
 use super::look::Page;
@@ -28,10 +28,22 @@ impl<F: Format> PageTable<F> {
         if !F::BREAK_BEFORE_MAKE && page.slots == 1 && F::leaf_level(shift) + 1 == page.level {
             return self.replace_by_table(page, shift);
         }
-        self.entries.fill(page.table, page.index, page.slots, 0);
+        let mut written = false;
+        for slot in page.index..page.index + page.slots {
+            written |= self.format.is_dirty(self.change(page.table, slot, |_| 0));
+        }
         self.wrote(page.table, page.index, page.slots);
         let page = Translation { phys: page.phys, page_size: 1 << page.shift, prot: page.prot };
-        Ok(Split::Broken(Broken { iova: at, page, page_size }))
+        Ok(Split::Broken(Broken { iova: at, page, page_size, written }))
+    }
+
+    /// Changes an entry that hardware may mark meanwhile, and returns what it was.
+    fn change(&self, table: PhysAddr, index: usize, new: impl Fn(u64) -> u64) -> u64 {
+        let mut entry = self.entries.load(table, index, Ordering::Relaxed);
+        while let Err(found) = self.entries.replace(table, index, entry, new(entry)) {
+            entry = found;
+        }
+        entry
     }
 
     /// Puts a table with pages of 2^`shift` bytes where a page is.
@@ -65,9 +77,17 @@ impl<F: Format> PageTable<F> {
     }
 
     pub(super) fn mend_page(&self, broken: &mut Broken, _flushed: &Flushed) -> Result<(), MapError> {
-        let Broken { iova, page, page_size } = broken;
+        let Broken { iova, page, page_size, written } = broken;
         let count = (page.page_size / *page_size) as usize;
         let (done, result) = self.map_sized(*iova, page.phys, *page_size, count, page.prot);
+        if *written {
+            self.pages_of(*iova, done, &mut |_, page| {
+                for slot in page.index..page.index + page.slots {
+                    self.change(page.table, slot, |entry| self.format.set_dirty(entry, true));
+                }
+                self.wrote(page.table, page.index, page.slots);
+            });
+        }
         // What is left, should there be an error.
         *iova = iova.wrapping_add(done);
         page.phys = page.phys.wrapping_add(done);

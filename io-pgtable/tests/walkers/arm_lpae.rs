@@ -189,7 +189,9 @@ fn reach(regime: &Regime, arena: &Arena, table: u64, index: u64, level: u32) -> 
     let count = regime.run(level);
     let first = index / count * count;
     let base = regime.address(arena.read(table + 8 * first));
-    let attributes = |entry: u64| (entry >> 50, entry & 0xfff);
+    // Hardware marks any entry of a run as used or written.
+    let marks = if regime.hardware_updates { 0x480 } else { 0 };
+    let attributes = |entry: u64| (entry >> 50, entry & 0xfff & !marks);
     let expected = attributes(arena.read(table + 8 * index));
     let whole = (0..count).all(|n| {
         let entry = arena.read(table + 8 * (first + n));
