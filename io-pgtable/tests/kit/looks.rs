@@ -141,7 +141,7 @@ impl<F: Format> Subject<F> {
     }
 
     /// Writes an entry, as hardware does.
-    fn set_entry(&self, at: u64, entry: u64) {
+    pub(super) fn set_entry(&self, at: u64, entry: u64) {
         assert_eq!(F::ENTRY_BYTES, 8, "no format of small entries has dirty marks");
         self.bed.arena.write(at, entry);
     }

@@ -142,6 +142,7 @@ macro_rules! conformance {
                 every_page_is_shown_once
                 written_pages_are_found_and_forgotten
                 a_page_splits
+                a_written_page_splits_into_written_ones
                 what_cannot_be_split_stays
                 units_that_do_not_snoop_see_every_change
                 any_steps_agree_with_a_model

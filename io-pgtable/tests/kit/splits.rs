@@ -44,6 +44,48 @@ pub(crate) fn a_page_splits<F: Format>(subject: &Subject<F>) {
     }
 }
 
+/// What hardware wrote to is written, in whatever pages.
+pub(crate) fn a_written_page_splits_into_written_ones<F: Format>(subject: &Subject<F>) {
+    let (format, _) = F::new(&subject.cfg).expect("a configuration that has a table");
+    let sizes = subject.sizes();
+    if !format.marks_dirty() {
+        return;
+    }
+    for pair in sizes.windows(2).take(12) {
+        let (small, large) = (pair[0], pair[1]);
+        let subject = subject.fresh();
+        let bed = &subject.bed;
+        let at = subject.homes(large)[1];
+        bed.must_map(at, subject.place(large), large, 1);
+        let mut gather = bed.gather();
+        let mut ignore = |_, _| ();
+        // SAFETY: one thread.
+        let read =
+            unsafe { bed.table.read_and_clear_dirty(at.into(), large, true, &mut gather, &mut ignore) };
+        assert_eq!(read, Ok(()));
+        let mut last = None;
+        bed.table.walk(DmaAddr::new(at + (large - 1)), &mut |entry| last = Some(entry));
+        let last = last.expect("an entry");
+        subject.set_entry(last.at.get(), format.set_dirty(last.entry, true));
+        // SAFETY: one thread.
+        let split = unsafe { bed.table.split(at.into(), small, &mut gather) }.expect("a page that splits");
+        // SAFETY: there is no IOMMU that could remember anything.
+        let flushed = unsafe { gather.flushed(&*bed.arena) };
+        if let Split::Broken(mut broken) = split {
+            // SAFETY: one thread.
+            assert_eq!(unsafe { bed.table.mend(&mut broken, &flushed) }, Ok(()));
+        }
+        let mut written = 0;
+        let mut gather = bed.gather();
+        let mut visit = |_, size| written += size;
+        // SAFETY: one thread.
+        let read = unsafe { bed.table.read_and_clear_dirty(at.into(), large, true, &mut gather, &mut visit) };
+        assert_eq!((read, written), (Ok(()), large), "{large:#x} into {small:#x}");
+        bed.flush(gather);
+        subject.assert_page(at, subject.place(large), small);
+    }
+}
+
 /// Refused, and nothing changed.
 pub(crate) fn what_cannot_be_split_stays<F: Format>(subject: &Subject<F>) {
     let sizes = subject.sizes();
