@@ -30,6 +30,18 @@ pub enum Registers {
         /// VTCR.SL0: the level of the top, in the code of the granule.
         sl: u8,
     },
+    /// ARM v7, short descriptors (`arm_v7s_cfg`).
+    #[doc(alias = "arm_v7s_cfg")]
+    ArmV7s {
+        /// TTBR0, with its attributes.
+        ttbr: u32,
+        /// TTBCR.
+        tcr: u32,
+        /// NMRR.
+        nmrr: u32,
+        /// PRRR.
+        prrr: u32,
+    },
     /// DART (`apple_dart_cfg`).
     #[doc(alias = "apple_dart_cfg")]
     Dart {

@@ -4,6 +4,7 @@ mod amdv1;
 mod arm_lpae;
 mod arm_lpae_s1;
 mod arm_lpae_s2;
+mod arm_v7s;
 mod dart;
 mod riscv;
 mod vtdss;
@@ -12,6 +13,7 @@ mod x86_64;
 pub use amdv1::AmdV1;
 pub use arm_lpae_s1::{Arm32LpaeS1, ArmLpaeS1};
 pub use arm_lpae_s2::{Arm32LpaeS2, ArmLpaeS2};
+pub use arm_v7s::ArmV7s;
 pub use dart::{Dart, Dart1, Dart2};
 pub use riscv::RiscV;
 pub use vtdss::VtdSs;
@@ -45,6 +47,8 @@ pub enum IoPgtableFmt {
     Arm32LpaeS1,
     /// [`Arm32LpaeS2`] (`ARM_32_LPAE_S2`).
     Arm32LpaeS2,
+    /// [`ArmV7s`] (`ARM_V7S`).
+    ArmV7s,
     /// [`Dart1`] (`APPLE_DART`). Pages are of 4 KiB if the configuration has them, else of 16 KiB.
     AppleDart,
     /// [`Dart2`] (`APPLE_DART2`).
@@ -75,6 +79,7 @@ pub fn alloc_io_pgtable_ops(
         (IoPgtableFmt::Arm64LpaeS2, _) => boxed::<ArmLpaeS2<12>>(parts, cfg),
         (IoPgtableFmt::Arm32LpaeS1, _) => boxed::<Arm32LpaeS1>(parts, cfg),
         (IoPgtableFmt::Arm32LpaeS2, _) => boxed::<Arm32LpaeS2>(parts, cfg),
+        (IoPgtableFmt::ArmV7s, _) => boxed::<ArmV7s>(parts, cfg),
         (IoPgtableFmt::AppleDart, Some(12)) => boxed::<Dart1<12>>(parts, cfg),
         (IoPgtableFmt::AppleDart, _) => boxed::<Dart1<14>>(parts, cfg),
         (IoPgtableFmt::AppleDart2, _) => boxed::<Dart2>(parts, cfg),

@@ -4,6 +4,7 @@
 
 pub(crate) mod amdv1;
 pub(crate) mod arm_lpae;
+pub(crate) mod arm_v7s;
 pub(crate) mod dart;
 pub(crate) mod riscv;
 pub(crate) mod vtdss;
