@@ -42,6 +42,14 @@ pub enum Registers {
         /// PRRR.
         prrr: u32,
     },
+    /// Mali GPUs (`arm_mali_lpae_cfg`).
+    #[doc(alias = "arm_mali_lpae_cfg")]
+    MaliLpae {
+        /// TRANSTAB: the address of the top, with its attributes.
+        transtab: u64,
+        /// MEMATTR.
+        memattr: u64,
+    },
     /// DART (`apple_dart_cfg`).
     #[doc(alias = "apple_dart_cfg")]
     Dart {

@@ -6,10 +6,10 @@ mod kit;
 mod walkers;
 
 use io_pgtable::{
-    AmdV1, Arm32LpaeS1, Arm32LpaeS2, ArmLpaeS1, ArmLpaeS2, ArmV7s, Dart1, Dart2, IoPgtableCfg, Quirks, RiscV,
-    VtdSs, X86_64,
+    AmdV1, Arm32LpaeS1, Arm32LpaeS2, ArmLpaeS1, ArmLpaeS2, ArmV7s, Dart1, Dart2, IoPgtableCfg, MaliLpae,
+    Quirks, RiscV, VtdSs, X86_64,
 };
-use walkers::{amdv1, arm_lpae, arm_v7s, dart, riscv, vtdss, x86_64};
+use walkers::{amdv1, arm_lpae, arm_v7s, dart, mali_lpae, riscv, vtdss, x86_64};
 
 conformance!(amdv1_3_levels, AmdV1, common::amdv1_cfg(3), amdv1::walk_byte);
 conformance!(amdv1_4_levels, AmdV1, common::amdv1_cfg(4), amdv1::walk_byte);
@@ -78,3 +78,6 @@ conformance!(dart2_2_levels, Dart2, IoPgtableCfg { oas: 40, ..IoPgtableCfg::new(
 conformance!(dart2_3_levels, Dart2, IoPgtableCfg::new(42), dart::t8110);
 
 conformance!(arm_v7, ArmV7s, IoPgtableCfg { oas: 32, ..IoPgtableCfg::new(32) }, arm_v7s::look);
+
+conformance!(mali, MaliLpae, IoPgtableCfg::new(48), mali_lpae::look);
+conformance!(mali_one_entry_at_the_top, MaliLpae, IoPgtableCfg::new(39), mali_lpae::look);

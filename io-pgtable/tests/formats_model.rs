@@ -9,11 +9,11 @@ use std::collections::BTreeMap;
 use common::{Bed, RW};
 use io_pgtable::{
     AmdV1, Arm32LpaeS1, Arm32LpaeS2, ArmLpaeS1, ArmLpaeS2, ArmV7s, Dart1, Dart2, Format, IoPageTable,
-    IoPgtableCfg, Quirks, RiscV, Split, VtdSs, X86_64,
+    IoPgtableCfg, MaliLpae, Quirks, RiscV, Split, VtdSs, X86_64,
 };
 use platform::{DmaAddr, MapError, Prot};
 use proptest::prelude::*;
-use walkers::{Walk, amdv1, arm_lpae, arm_v7s, dart, riscv, sound, vtdss, x86_64};
+use walkers::{Walk, amdv1, arm_lpae, arm_v7s, dart, mali_lpae, riscv, sound, vtdss, x86_64};
 
 /// A step. Sizes are by their place among the table's, pages by their number from either end of the aperture.
 #[derive(Clone, Debug)]
@@ -402,6 +402,7 @@ model! {
     arm_s2_of_32_bits, Arm32LpaeS2, IoPgtableCfg::new(40), arm_lpae::stage2_of_32, None;
     arm_v7, ArmV7s, of(32), arm_v7s::look, None;
     arm_v7_mediatek, ArmV7s, of(34).with_quirks(Quirks::NO_PERMS.union(Quirks::ARM_MTK_EXT)), arm_v7s::look, None;
+    mali, MaliLpae, IoPgtableCfg::new(40), mali_lpae::look, None;
     dart_1_4k, Dart1<12>, IoPgtableCfg::new(32), dart::t8020_4k, None;
     dart_1_16k, Dart1<14>, IoPgtableCfg::new(32), dart::t8020_16k, None;
     dart_2, Dart2, IoPgtableCfg::new(42), dart::t8110, None;

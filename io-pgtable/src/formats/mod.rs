@@ -6,6 +6,7 @@ mod arm_lpae_s1;
 mod arm_lpae_s2;
 mod arm_v7s;
 mod dart;
+mod mali_lpae;
 mod riscv;
 mod vtdss;
 mod x86_64;
@@ -15,6 +16,7 @@ pub use arm_lpae_s1::{Arm32LpaeS1, ArmLpaeS1};
 pub use arm_lpae_s2::{Arm32LpaeS2, ArmLpaeS2};
 pub use arm_v7s::ArmV7s;
 pub use dart::{Dart, Dart1, Dart2};
+pub use mali_lpae::MaliLpae;
 pub use riscv::RiscV;
 pub use vtdss::VtdSs;
 pub use x86_64::X86_64;
@@ -49,6 +51,8 @@ pub enum IoPgtableFmt {
     Arm32LpaeS2,
     /// [`ArmV7s`] (`ARM_V7S`).
     ArmV7s,
+    /// [`MaliLpae`] (`ARM_MALI_LPAE`).
+    MaliLpae,
     /// [`Dart1`] (`APPLE_DART`). Pages are of 4 KiB if the configuration has them, else of 16 KiB.
     AppleDart,
     /// [`Dart2`] (`APPLE_DART2`).
@@ -80,6 +84,7 @@ pub fn alloc_io_pgtable_ops(
         (IoPgtableFmt::Arm32LpaeS1, _) => boxed::<Arm32LpaeS1>(parts, cfg),
         (IoPgtableFmt::Arm32LpaeS2, _) => boxed::<Arm32LpaeS2>(parts, cfg),
         (IoPgtableFmt::ArmV7s, _) => boxed::<ArmV7s>(parts, cfg),
+        (IoPgtableFmt::MaliLpae, _) => boxed::<MaliLpae>(parts, cfg),
         (IoPgtableFmt::AppleDart, Some(12)) => boxed::<Dart1<12>>(parts, cfg),
         (IoPgtableFmt::AppleDart, _) => boxed::<Dart1<14>>(parts, cfg),
         (IoPgtableFmt::AppleDart2, _) => boxed::<Dart2>(parts, cfg),
