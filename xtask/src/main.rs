@@ -1,9 +1,10 @@
-//! The project's own commands: `cargo xtask test`, `loom`, `bench`, `mutate`, `sanitize`.
+//! The project's own commands: `cargo xtask test`, `loom`, `bench`, `mutate`, `sanitize`, `qemu`.
 
 mod bench;
 mod loom;
 mod mutate;
 mod named_files;
+mod qemu;
 mod sanitize;
 mod steps;
 mod test;
@@ -32,6 +33,8 @@ enum Command {
     Mutate(mutate::Options),
     /// Run tests under AddressSanitizer and ThreadSanitizer; takes a nightly toolchain with rust-src
     Sanitize(sanitize::Options),
+    /// Run the tests that need QEMU, on each QEMU; gets them first
+    Qemu(qemu::Options),
 }
 
 fn main() -> ExitCode {
@@ -41,6 +44,7 @@ fn main() -> ExitCode {
         Command::Bench(options) => bench::run(&options),
         Command::Mutate(options) => mutate::run(&options),
         Command::Sanitize(options) => sanitize::run(&options),
+        Command::Qemu(options) => qemu::run(&options),
     };
     match result {
         Ok(()) => ExitCode::SUCCESS,
