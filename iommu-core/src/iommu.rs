@@ -322,7 +322,22 @@ type Ties = BTreeMap<PciAddress, Option<Reason>>;
 /// some drivers together (Linux: what `device_group` answers).
 fn by_driver(pci: Vec<(Vec<PciAddress>, Vec<Reason>)>, members: &BTreeMap<PciAddress, Member>) -> Vec<Ties> {
     let mut all = Vec::new();
-    let mut single: Vec<(Arc<dyn IommuOps>, Ties)> = Vec::new();
+    // What belongs together wherever the tree has it: of one driver, and of one number if there are numbers.
+    let mut together: Vec<(Arc<dyn IommuOps>, Option<u32>, Ties)> = Vec::new();
+    let mut tie = |ops: &Arc<dyn IommuOps>, number: Option<u32>, of: PciAddress| {
+        let same = |it: &&mut (Arc<dyn IommuOps>, _, _)| Arc::ptr_eq(&it.0, ops) && it.1 == number;
+        match together.iter_mut().find(same) {
+            Some((_, _, ties)) => {
+                let other = ties.keys().next().copied().unwrap_or(of);
+                let reason = match number {
+                    Some(group) => Reason::Given { of, other, group },
+                    None => Reason::OneTranslation { of, other },
+                };
+                ties.insert(of, Some(reason));
+            }
+            None => together.push((Arc::clone(ops), number, Ties::from([(of, None)]))),
+        }
+    };
     for (addresses, reasons) in pci {
         let mut ties = Ties::new();
         // The first address has no reason.
@@ -338,18 +353,12 @@ fn by_driver(pci: Vec<(Vec<PciAddress>, Vec<Reason>)>, members: &BTreeMap<PciAdd
                     ties.insert(address, reason);
                 }
                 DeviceGroup::Generic => all.push(Ties::from([(address, None)])),
-                DeviceGroup::Single => match single.iter_mut().find(|(ops, _)| Arc::ptr_eq(ops, &member.ops))
-                {
-                    Some((_, ties)) => {
-                        let other = ties.keys().next().copied().unwrap_or(address);
-                        ties.insert(address, Some(Reason::OneTranslation { of: address, other }));
-                    }
-                    None => single.push((Arc::clone(&member.ops), Ties::from([(address, None)]))),
-                },
+                DeviceGroup::Given(number) => tie(&member.ops, Some(number), address),
+                DeviceGroup::Single => tie(&member.ops, None, address),
             }
         }
         all.push(ties);
     }
-    all.extend(single.into_iter().map(|(_, ties)| ties));
+    all.extend(together.into_iter().map(|(_, _, ties)| ties));
     all
 }

@@ -108,6 +108,9 @@ pub enum DeviceGroup {
     Pci,
     /// Each for itself, since the IOMMU tells them apart whatever the tree looks like (`generic_device_group`).
     Generic,
+    /// With the driver's other devices that have this number, since the system beneath has put them into one group
+    /// (`iommu_group_ref_get` of a group that is there).
+    Given(u32),
     /// All devices of the driver together, since it has one translation for all (`generic_single_device_group`).
     Single,
 }

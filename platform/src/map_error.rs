@@ -21,6 +21,17 @@ pub enum MapError {
     /// No page frame was left for a table (Linux: `-ENOMEM`).
     #[error("out of memory for page tables")]
     OutOfMemory,
+    /// The process may not keep more memory in place: its limit of locked memory (Linux: `-ENOMEM` of VFIO, `RLIMIT_MEMLOCK`).
+    #[error(
+        "the process has locked as much memory as it may: raise RLIMIT_MEMLOCK (`ulimit -l`, systemd: LimitMEMLOCK=)"
+    )]
+    PinLimit,
+    /// Whoever owns the IOMMU allows no more mappings (Linux: `-ENOSPC` of VFIO, which allows 65,535 by default).
+    #[error(
+        "the IOMMU's owner allows no more mappings: map fewer and longer pieces, or raise the parameter dma_entry_limit of \
+         the module vfio_iommu_type1"
+    )]
+    TooManyMappings,
     /// The driver under the domain failed in a way of its own: the device or its IOMMU is gone (Linux: `-ENODEV`).
     #[error("the IOMMU is gone")]
     Gone,

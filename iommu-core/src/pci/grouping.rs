@@ -53,6 +53,15 @@ pub enum Reason {
         /// The other one.
         other: PciAddress,
     },
+    /// The system beneath has put them into one group.
+    Given {
+        /// The function.
+        of: PciAddress,
+        /// The other one.
+        other: PciAddress,
+        /// The group's number there.
+        group: u32,
+    },
 }
 
 impl fmt::Display for Reason {
@@ -77,6 +86,9 @@ impl fmt::Display for Reason {
             }
             Self::OneTranslation { of, other } => {
                 write!(f, "the IOMMU has one translation for {of}, {other} and all others behind it")
+            }
+            Self::Given { of, other, group } => {
+                write!(f, "the system beneath has {of} and {other} in its group {group}")
             }
         }
     }
