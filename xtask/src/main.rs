@@ -31,7 +31,7 @@ enum Command {
     Bench(bench::Options),
     /// Apply each fault of mutations/ to a scratch worktree and see its test fail
     Mutate(mutate::Options),
-    /// Run tests under AddressSanitizer and ThreadSanitizer; takes a nightly toolchain with rust-src
+    /// Run tests under AddressSanitizer and ThreadSanitizer
     Sanitize(sanitize::Options),
     /// Run the tests that need QEMU, on each QEMU; gets them first
     Qemu(qemu::Options),
