@@ -1,7 +1,6 @@
 #![doc = include_str!("../README.md")]
 
 mod engine;
-mod frames;
 mod function;
 mod hardware;
 mod machine;
@@ -9,7 +8,6 @@ mod platform;
 mod threads;
 
 pub use engine::{EngineBench, EngineError};
-pub use frames::{FreeFrameChanged, SimFrames};
 pub use machine::{Config, SimError, SimMachine};
 pub use platform::SimPlatform;
 pub use sim_hardware;

@@ -9,12 +9,11 @@ use dma_api::{BusRanges, Counted, Device, DeviceBuilder, OpsCounters, OpsStatist
 use iommu_core::pci::Topology;
 use iommu_core::{Fault, Group, GroupError, Iommu, Settings};
 use platform::pci::{Function, PciAddress, RequesterId};
-use platform::{PhysAddr, Platform};
+use platform::{FreeFrameChanged, PhysAddr, Platform};
 use sim_hardware::{Machine, MachineConfig, MachineError, iommu, nvme, virtio};
 use swiotlb::{PoolTooSmall, Swiotlb, SwiotlbDma};
 
 use crate::engine::{EngineBench, EngineError};
-use crate::frames::FreeFrameChanged;
 use crate::function::SimFunction;
 use crate::hardware::SimHardware;
 use crate::platform::SimPlatform;

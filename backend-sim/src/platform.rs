@@ -4,27 +4,32 @@ use std::sync::Arc;
 
 use platform::time::StdClock;
 use platform::{
-    CacheMaintenance, Clock, Extent, FrameRequest, Frames, Instant, OutOfFrames, PhysAddr, Window,
+    CacheMaintenance, Clock, Extent, FramePool, FrameRequest, Frames, Instant, OutOfFrames, PhysAddr, Window,
 };
 use sim_hardware::ram::Ram;
-
-use crate::frames::SimFrames;
 
 /// Memory and time of the simulated machine. Its devices are coherent.
 #[derive(Debug)]
 pub struct SimPlatform {
-    frames: SimFrames,
+    frames: FramePool,
     clock: StdClock,
+    /// What the frames are of.
+    _ram: Arc<Ram>,
 }
 
 impl SimPlatform {
     /// All of the machine's memory, free.
     pub fn new(ram: Arc<Ram>) -> Self {
-        Self { frames: SimFrames::new(ram), clock: StdClock::new() }
+        let ranges: Vec<_> = ram.ranges().iter().map(|&(start, len)| (PhysAddr::new(start), len)).collect();
+        // SAFETY: all RAM is one mapping that lives as long as `ram`, at a constant distance, with its address exposed.
+        let window = unsafe { Window::new(ram.window_offset()) };
+        // SAFETY: new RAM is zeros and nobody's; it lives as long as this value. Devices access it atomically.
+        let frames = unsafe { FramePool::new(&ranges, window) };
+        Self { frames, clock: StdClock::new(), _ram: ram }
     }
 
     /// The frame allocator.
-    pub fn frames(&self) -> &SimFrames {
+    pub fn frames(&self) -> &FramePool {
         &self.frames
     }
 }

@@ -7,7 +7,7 @@ use std::ptr::NonNull;
 use std::time::{Duration, Instant};
 
 use backend_sim::sim_hardware::Machine;
-use backend_sim::{EngineBench, FreeFrameChanged, SimMachine};
+use backend_sim::{EngineBench, SimMachine};
 use common::engine::RawEngine;
 use common::{IDENTITY, bar0, boot, boot_without_iommu, domain_id, page};
 use conformance::Bench;
@@ -16,7 +16,7 @@ use dma_api::{
 };
 use iommu_core::{Fault, FaultFlags, FaultKind};
 use platform::pci::{PciAddress, RequesterId};
-use platform::{DmaAddr, PhysAddr};
+use platform::{DmaAddr, FreeFrameChanged, PhysAddr};
 
 const PAGE: usize = 4096;
 const MARK: [u8; 8] = *b"intruder";

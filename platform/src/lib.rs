@@ -7,6 +7,7 @@ pub mod addr;
 pub mod cache;
 pub mod cpu;
 pub mod device_memory;
+mod frame_pool;
 pub mod frames;
 pub mod gather;
 pub mod map_error;
@@ -20,6 +21,7 @@ pub mod trace;
 
 pub use addr::{DmaAddr, PhysAddr};
 pub use cache::CacheMaintenance;
+pub use frame_pool::{FramePool, FreeFrameChanged};
 pub use frames::{Extent, FrameRequest, Frames, OutOfFrames, Window};
 pub use gather::{Flushed, FrameList, IotlbGather, LeakCounter};
 pub use map_error::MapError;

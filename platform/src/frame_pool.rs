@@ -1,19 +1,17 @@
-//! The machine's page frames, and a watch over the free ones.
+//! A page-frame allocator for a machine's RAM, with a watch over the free frames.
 //!
 //! Free frames hold a known value: zero until they are first handed out, a pattern after they were given back. Both are
-//! checked when a frame is handed out and at the end ([`SimFrames::check_free`]), so that a device that writes into free
+//! checked when a frame is handed out and at the end ([`FramePool::check_free`]), so that a device that writes into free
 //! memory is found in every run.
 
-use std::collections::BTreeMap;
-use std::fmt;
-use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
+use alloc::collections::BTreeMap;
+use alloc::vec::Vec;
+use core::fmt;
 
-use parking_lot::Mutex;
-use platform::frames::{FRAME_SIZE, WORDS_PER_FRAME};
-use platform::sync::words;
-use platform::{Extent, FrameRequest, Frames, OutOfFrames, PhysAddr, Window};
-use sim_hardware::ram::Ram;
+use crate::PhysAddr;
+use crate::frames::{Extent, FRAME_SIZE, FrameRequest, Frames, OutOfFrames, WORDS_PER_FRAME, Window};
+use crate::sync::atomic::{AtomicU64, Ordering};
+use crate::sync::{Mutex, words};
 
 const FRAME: u64 = FRAME_SIZE as u64;
 /// What free frames that have been in use are filled with.
@@ -29,9 +27,11 @@ pub struct FreeFrameChanged {
     pub found: u64,
 }
 
-/// The frame allocator of the simulated machine.
-pub struct SimFrames {
-    ram: Arc<Ram>,
+/// All RAM of a machine, to be handed out in frames: the highest that will do, so that low memory stays for devices that reach
+/// no other.
+pub struct FramePool {
+    /// All of it: first address and length.
+    ranges: Vec<(u64, u64)>,
     window: Window,
     state: Mutex<State>,
     in_use: AtomicU64,
@@ -40,23 +40,26 @@ pub struct SimFrames {
 struct State {
     /// Free memory: start to length, never two that touch.
     free: BTreeMap<u64, u64>,
-    /// Below this address, within its range, nothing was ever handed out: the frames still hold zeros.
+    /// What was ever handed out. All other frames still hold zeros.
     touched: BTreeMap<u64, u64>,
     changed: Vec<FreeFrameChanged>,
 }
 
-impl SimFrames {
-    /// An allocator over all of `ram`, everything free.
-    pub fn new(ram: Arc<Ram>) -> Self {
-        let free = ram.ranges().iter().map(|&(start, len)| (start, len)).collect();
-        // SAFETY: all RAM is one mapping that lives as long as `ram`, at a constant distance, with its address exposed.
-        let window = unsafe { Window::new(ram.window_offset()) };
-        // Of the two ranges, the one that frames come from first.
-        let &(start, len) = ram.ranges().last().unwrap_or(&(0, 0));
-        // SAFETY: all of the range is RAM, for as long as `ram` lives.
+impl FramePool {
+    /// A pool of the RAM at `ranges` (first address and length in bytes, whole frames that do not overlap), everything free.
+    ///
+    /// # Safety
+    /// All of it is RAM that nobody else uses, filled with zeros, which `window` shows; it stays so as long as the pool
+    /// lives. Devices access it atomically.
+    pub unsafe fn new(ranges: &[(PhysAddr, u64)], window: Window) -> Self {
+        let ranges: Vec<_> = ranges.iter().map(|&(start, len)| (start.get(), len)).collect();
+        let free = ranges.iter().copied().collect();
+        // The range that frames come from first.
+        let &(start, len) = ranges.iter().max().unwrap_or(&(0, 0));
+        // SAFETY: all of the range is RAM, as long as the pool lives.
         let window = unsafe { window.with_ram(PhysAddr::new(start), len as usize) };
         let state = State { free, touched: BTreeMap::new(), changed: Vec::new() };
-        Self { ram, window, state: Mutex::new(state), in_use: AtomicU64::new(0) }
+        Self { ranges, window, state: Mutex::new(state), in_use: AtomicU64::new(0) }
     }
 
     /// Bytes handed out now.
@@ -78,7 +81,7 @@ impl SimFrames {
     fn check(&self, state: &mut State, start: u64, len: u64) {
         for frame in (start..start + len).step_by(FRAME_SIZE) {
             let expected = if state.was_in_use(frame) { FREE_PATTERN } else { 0 };
-            // SAFETY: the frame is RAM of this machine, which lives as long as `self`; devices access it atomically.
+            // SAFETY: the frame is RAM, as long as `self` lives; devices access it atomically.
             let frame_words = unsafe { self.window.words(PhysAddr::new(frame), WORDS_PER_FRAME) };
             for (index, word) in frame_words.iter().enumerate() {
                 let found = word.load(Ordering::Relaxed);
@@ -161,9 +164,9 @@ fn insert_joined(ranges: &mut BTreeMap<u64, u64>, at: u64, size: u64) {
     ranges.insert(start, len);
 }
 
-// SAFETY: frames are RAM of the machine, which lives as long as this value; each is in at most one place of `free` or
-// handed out, zeroed on the way out; nothing moves.
-unsafe impl Frames for SimFrames {
+// SAFETY: frames are RAM as long as this value lives; each is in at most one place of `free` or handed out, zeroed on the way
+// out; nothing moves.
+unsafe impl Frames for FramePool {
     fn alloc(&self, request: FrameRequest) -> Result<PhysAddr, OutOfFrames> {
         let size =
             (request.size.max(1) as u64).checked_next_multiple_of(FRAME).ok_or(OutOfFrames(request))?;
@@ -196,18 +199,18 @@ unsafe impl Frames for SimFrames {
         let phys = self.window.phys(at);
         let holds =
             |&&(start, range_len): &&(u64, u64)| phys.get() >= start && phys.get() - start < range_len;
-        let &(start, range_len) = self.ram.ranges().iter().find(holds)?;
+        let &(start, range_len) = self.ranges.iter().find(holds)?;
         let left = range_len - (phys.get() - start);
         Some(Extent { phys, len: len.min(usize::try_from(left).unwrap_or(usize::MAX)) })
     }
 
     fn last(&self) -> PhysAddr {
-        PhysAddr::new(self.ram.ranges().iter().map(|&(start, len)| start + len - 1).max().unwrap_or(0))
+        PhysAddr::new(self.ranges.iter().map(|&(start, len)| start + len - 1).max().unwrap_or(0))
     }
 }
 
-impl fmt::Debug for SimFrames {
+impl fmt::Debug for FramePool {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "SimFrames({} bytes in use)", self.bytes_in_use())
+        write!(f, "FramePool({} bytes in use)", self.bytes_in_use())
     }
 }
