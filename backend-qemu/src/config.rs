@@ -1,0 +1,156 @@
+//! What a machine should be like.
+
+use std::ffi::OsString;
+use std::path::Path;
+use std::time::Duration;
+
+use iommu_core::Settings;
+use platform::pci::PciAddress;
+
+use crate::program::{Program, Version};
+
+/// A machine in words: a PC of type q35, with an AMD IOMMU unless it is told otherwise, and with the devices that are added.
+///
+/// Devices on the root bus have the device numbers that their callers give, from 2 on: the IOMMU takes 1.
+#[derive(Clone, Debug)]
+pub struct Config {
+    pub(crate) program: Option<Program>,
+    pub(crate) memory: u64,
+    pub(crate) iommu: bool,
+    pub(crate) iommu_options: Vec<String>,
+    pub(crate) devices: Vec<OsString>,
+    pub(crate) settings: Settings,
+    pub(crate) untrusted: Vec<PciAddress>,
+    pub(crate) bounce_pool: usize,
+    pub(crate) tick: Duration,
+}
+
+impl Config {
+    /// A q35 machine with 256 MiB of memory and an AMD IOMMU.
+    pub fn q35() -> Self {
+        Self {
+            program: None,
+            memory: 256 << 20,
+            iommu: true,
+            iommu_options: Vec::new(),
+            devices: Vec::new(),
+            settings: Settings::default(),
+            untrusted: Vec::new(),
+            bounce_pool: 8 << 20,
+            tick: Duration::from_millis(10),
+        }
+    }
+
+    /// With this QEMU instead of the one that [`Program::find`] finds.
+    #[must_use]
+    pub fn program(mut self, program: Program) -> Self {
+        self.program = Some(program);
+        self
+    }
+
+    /// With this many bytes of memory: whole mebibytes, from 64 MiB to 2 GiB.
+    #[must_use]
+    pub fn memory(mut self, bytes: u64) -> Self {
+        self.memory = bytes.clamp(64 << 20, 2 << 30) & !0xf_ffff;
+        self
+    }
+
+    /// Without an IOMMU.
+    #[must_use]
+    pub fn without_iommu(mut self) -> Self {
+        self.iommu = false;
+        self
+    }
+
+    /// With an option of QEMU's IOMMU, such as `xtsup=on`.
+    #[must_use]
+    pub fn iommu_option(mut self, option: &str) -> Self {
+        self.iommu_options.push(option.into());
+        self
+    }
+
+    /// With a device in QEMU's own words (`e1000e,addr=6`; what `-device` takes).
+    #[must_use]
+    pub fn device(mut self, device: &str) -> Self {
+        self.devices.extend(["-device".into(), device.into()]);
+        self
+    }
+
+    /// With `edu`, QEMU's teaching device, as device `number` of the root bus: a device that copies to and from wherever it is
+    /// told ([`crate::Edu`]).
+    #[must_use]
+    pub fn edu(self, number: u8) -> Self {
+        self.device(&format!("edu,addr={number:x},dma_mask=0xffffffffffffffff"))
+    }
+
+    /// With an NVMe controller as device `number` of the root bus, whose disk is the file at `disk`, in blocks of 512 bytes.
+    #[must_use]
+    pub fn nvme(self, number: u8, disk: &Path, writable: bool) -> Self {
+        let (id, read_only) = (format!("disk{number}"), if writable { "off" } else { "on" });
+        // In an option a comma is written twice.
+        let mut drive =
+            OsString::from(format!("if=none,format=raw,cache=unsafe,read-only={read_only},id={id},file="));
+        drive.push(disk.to_string_lossy().replace(',', ",,"));
+        let mut with_drive = self;
+        with_drive.devices.extend(["-drive".into(), drive]);
+        with_drive.device(&format!("nvme,addr={number:x},serial={id},drive={id}"))
+    }
+
+    /// With default domains chosen so.
+    #[must_use]
+    pub fn settings(mut self, settings: Settings) -> Self {
+        self.settings = settings;
+        self
+    }
+
+    /// With devices that are not trusted even where [`crate::QemuMachine::trust`] binds them.
+    #[must_use]
+    pub fn untrusted(mut self, devices: Vec<PciAddress>) -> Self {
+        self.untrusted = devices;
+        self
+    }
+
+    /// With a bounce pool of this many bytes.
+    #[must_use]
+    pub fn bounce_pool(mut self, bytes: usize) -> Self {
+        self.bounce_pool = bytes;
+        self
+    }
+
+    /// With flush queues flushed, and the event log read, this often. At the latest: both are done when they are waited for.
+    #[must_use]
+    pub fn tick(mut self, tick: Duration) -> Self {
+        self.tick = tick;
+        self
+    }
+
+    /// The command line.
+    pub(crate) fn arguments(&self, version: Version, ram: &str, firmware: &str) -> Vec<OsString> {
+        let memory = self.memory >> 20;
+        let text = |words: &str| words.split_whitespace().map(OsString::from).collect::<Vec<_>>();
+        // No timers that tick while nothing happens: time jumps to the next thing that happens.
+        let mut arguments =
+            text("-M q35,pit=off,hpet=off,memory-backend=ram -accel tcg -icount shift=0,sleep=off");
+        arguments.extend(text("-display none -nodefaults -no-user-config -qtest-log none"));
+        arguments.extend(text(&format!(
+            "-m {memory} -object memory-backend-file,id=ram,size={memory}M,mem-path={ram},share=on"
+        )));
+        arguments.extend(text(&format!("-bios {firmware}")));
+        // Standard input and output are sockets.
+        arguments.extend(text("-chardev socket,id=qtest,fd=0 -qtest chardev:qtest"));
+        arguments.extend(text("-chardev socket,id=qmp,fd=1 -mon chardev=qmp,mode=control"));
+        if self.iommu {
+            // Without it QEMU emulates the IOMMU and passes DMA by.
+            const REMAPPING: Version = Version::new(10, 2, 0);
+            let remapping = if version < REMAPPING { "pt=off" } else { "dma-remap=on" };
+            let mut device = format!("amd-iommu,{remapping}");
+            for option in &self.iommu_options {
+                device.push(',');
+                device.push_str(option);
+            }
+            arguments.extend(["-device".into(), device.into()]);
+        }
+        arguments.extend(self.devices.iter().cloned());
+        arguments
+    }
+}

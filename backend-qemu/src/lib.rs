@@ -1,0 +1,27 @@
+#![doc = include_str!("../README.md")]
+
+mod acpi;
+mod config;
+mod config_space;
+mod edu;
+mod enumerate;
+mod function;
+mod fw_cfg;
+mod machine;
+mod messages;
+mod mmio;
+mod platform;
+mod process;
+mod program;
+mod qtest;
+mod ram;
+mod threads;
+
+pub use acpi::{AcpiError, AcpiTables};
+pub use config::Config;
+pub use edu::{EDU_BUFFER, Edu, EduBench, EduError};
+pub use fw_cfg::FwCfgError;
+pub use machine::{QemuError, QemuMachine};
+pub use platform::QemuPlatform;
+pub use program::{Program, ProgramError, Version};
+pub use qtest::QtestError;

@@ -1,0 +1,66 @@
+//! The machine's memory: a file without a name that QEMU and this process both map.
+
+use std::fmt;
+use std::fs::File;
+use std::os::fd::AsRawFd;
+
+use rustix::fs::{MemfdFlags, memfd_create};
+use rustix::mm::{MapFlags, ProtFlags, mmap, munmap};
+
+/// Guest RAM from physical address 0 on, zeroed, shared with QEMU.
+pub(crate) struct Ram {
+    file: File,
+    base: *mut u8,
+    len: usize,
+}
+
+// SAFETY: the mapping belongs to this value alone and does not move; it is reached only through exposed addresses.
+unsafe impl Send for Ram {}
+// SAFETY: as above.
+unsafe impl Sync for Ram {}
+
+impl Ram {
+    pub(crate) fn new(len: usize) -> std::io::Result<Self> {
+        let file = unnamed("guest-ram")?;
+        file.set_len(len as u64)?;
+        let prot = ProtFlags::READ | ProtFlags::WRITE;
+        // SAFETY: a new mapping at an address of the kernel's choice.
+        let base = unsafe { mmap(std::ptr::null_mut(), len, prot, MapFlags::SHARED, &file, 0) }?.cast::<u8>();
+        // Devices and physical addresses reach it by number.
+        let _ = base.expose_provenance();
+        Ok(Self { file, base, len })
+    }
+
+    /// What to add to a physical address.
+    pub(crate) fn window_offset(&self) -> usize {
+        self.base.addr()
+    }
+
+    /// A path by which QEMU opens it.
+    pub(crate) fn path(&self) -> String {
+        path_of(&self.file)
+    }
+}
+
+impl Drop for Ram {
+    fn drop(&mut self) {
+        // SAFETY: the mapping is this value's own; everything that was made of it keeps the value.
+        let _ = unsafe { munmap(self.base.cast(), self.len) };
+    }
+}
+
+impl fmt::Debug for Ram {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "Ram({:#x} bytes)", self.len)
+    }
+}
+
+/// An empty file that has no name and goes with its last user.
+pub(crate) fn unnamed(what: &str) -> std::io::Result<File> {
+    Ok(File::from(memfd_create(what, MemfdFlags::CLOEXEC)?))
+}
+
+/// A path by which a child of this process opens one of its files.
+pub(crate) fn path_of(file: &File) -> String {
+    format!("/proc/{}/fd/{}", std::process::id(), file.as_raw_fd())
+}
