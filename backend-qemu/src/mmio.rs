@@ -17,7 +17,8 @@ pub(crate) struct QtestMmio {
 impl QtestMmio {
     /// The address of an access that is aligned and within the region.
     fn at(&self, offset: usize, width: usize) -> Option<u64> {
-        let fits = offset % width == 0 && offset.checked_add(width).is_some_and(|end| end <= self.len);
+        let fits =
+            offset.is_multiple_of(width) && offset.checked_add(width).is_some_and(|end| end <= self.len);
         fits.then(|| self.base + offset as u64)
     }
 
