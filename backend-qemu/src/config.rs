@@ -18,6 +18,7 @@ pub struct Config {
     pub(crate) memory: u64,
     pub(crate) iommu: bool,
     pub(crate) iommu_options: Vec<String>,
+    pub(crate) driver: amd_vi::Config,
     pub(crate) devices: Vec<OsString>,
     pub(crate) settings: Settings,
     pub(crate) untrusted: Vec<PciAddress>,
@@ -33,6 +34,7 @@ impl Config {
             memory: 256 << 20,
             iommu: true,
             iommu_options: Vec::new(),
+            driver: amd_vi::Config::default(),
             devices: Vec::new(),
             settings: Settings::default(),
             untrusted: Vec::new(),
@@ -66,6 +68,13 @@ impl Config {
     #[must_use]
     pub fn iommu_option(mut self, option: &str) -> Self {
         self.iommu_options.push(option.into());
+        self
+    }
+
+    /// With the AMD IOMMU's driver set up so.
+    #[must_use]
+    pub fn driver(mut self, driver: amd_vi::Config) -> Self {
+        self.driver = driver;
         self
     }
 

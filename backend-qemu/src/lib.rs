@@ -3,6 +3,7 @@
 mod acpi;
 mod config;
 mod config_space;
+mod defects;
 mod edu;
 mod enumerate;
 mod function;
@@ -19,6 +20,7 @@ mod threads;
 
 pub use acpi::{AcpiError, AcpiTables};
 pub use config::Config;
+pub use defects::Defect;
 pub use edu::{EDU_BUFFER, Edu, EduBench, EduError};
 pub use fw_cfg::FwCfgError;
 pub use machine::{QemuError, QemuMachine};

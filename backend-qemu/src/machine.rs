@@ -151,8 +151,8 @@ impl QemuMachine {
     }
 
     fn bring_iommu_up(&mut self, platform: Arc<dyn Platform>, config: &Config) -> Result<(), QemuError> {
-        let driver =
-            AmdVi::init(Arc::clone(&platform), self.acpi.table(b"IVRS")?, self, amd_vi::Config::default())?;
+        let ivrs = self.acpi.table(b"IVRS")?;
+        let driver = AmdVi::init(Arc::clone(&platform), ivrs, self, config.driver)?;
         let iommu = Arc::new(Iommu::new(platform, config.settings, Some(Arc::clone(&self.bounce))));
         let ops: Arc<dyn IommuOps> =
             Arc::new(WithMessages { driver: driver.clone(), page: Arc::clone(&self.messages) });

@@ -1,0 +1,52 @@
+//! Where QEMU's hardware is not as its specification says, by version: what a test on it must expect instead.
+//!
+//! Each entry was seen in the versions that it names, and a test fails when it is there no more.
+
+use crate::program::Version;
+
+/// Something that QEMU does wrong.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+#[non_exhaustive]
+pub enum Defect {
+    /// The AMD IOMMU logs no event: `amdvi_test_mask` says for every bit that it is set, so the log counts as overflowed.
+    NoEventLog,
+    /// The AMD IOMMU takes a device behind a bridge for one on bus 0: it looks the bus number up when the device is made, before
+    /// anybody has given one.
+    BusZeroBehindBridges,
+    /// The AMD IOMMU takes bit 8 of a domain identifier for a reserved bit of the device table entry, and refuses the device's
+    /// requests.
+    DomainIdBit8,
+    /// The address in an event of the AMD IOMMU is 0: `amdvi_setevent_bits` shifts a 64-bit mask by 64.
+    EventAddressZero,
+    /// The domain identifier in an event of the AMD IOMMU is 0.
+    EventDomainZero,
+    /// The flags of an event of the AMD IOMMU say that the request was an interrupt (I), and not that it was a write (RW): that is
+    /// in the bits of GN and NX.
+    EventFlags,
+    /// An invalidation of pages drops all translations of the domain, so that a range that is too small does not show.
+    InvalidatesWholeDomain,
+    /// An NVMe controller says that a command has succeeded whose data was refused.
+    NvmeHidesRefusals,
+}
+
+/// In which versions: from the first up to, and without, the second.
+const DEFECTS: &[(Defect, Version, Version)] = &[
+    (Defect::NoEventLog, OLDEST, Version::new(10, 2, 0)),
+    (Defect::BusZeroBehindBridges, OLDEST, Version::new(10, 2, 0)),
+    (Defect::DomainIdBit8, OLDEST, Version::new(10, 0, 3)),
+    (Defect::EventAddressZero, Version::new(10, 2, 0), NOT_YET),
+    (Defect::EventDomainZero, Version::new(10, 2, 0), NOT_YET),
+    (Defect::EventFlags, Version::new(10, 2, 0), NOT_YET),
+    (Defect::InvalidatesWholeDomain, OLDEST, NOT_YET),
+    (Defect::NvmeHidesRefusals, OLDEST, NOT_YET),
+];
+
+const OLDEST: Version = Version::new(0, 0, 0);
+const NOT_YET: Version = Version::new(u32::MAX, 0, 0);
+
+impl Version {
+    /// Whether this version does that wrong.
+    pub fn has(self, defect: Defect) -> bool {
+        DEFECTS.iter().any(|&(known, first, fixed)| known == defect && first <= self && self < fixed)
+    }
+}
