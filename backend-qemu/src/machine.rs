@@ -95,6 +95,7 @@ pub struct QemuMachine {
     qtest: Arc<Qtest>,
     process: Process,
     version: Version,
+    memory: u64,
 }
 
 impl QemuMachine {
@@ -142,6 +143,7 @@ impl QemuMachine {
             qtest,
             process,
             version,
+            memory: config.memory,
         };
         if config.iommu {
             machine.bring_iommu_up(dyn_platform, &config)?;
@@ -176,6 +178,11 @@ impl QemuMachine {
     /// The version of the QEMU that runs.
     pub fn version(&self) -> Version {
         self.version
+    }
+
+    /// Bytes of memory.
+    pub fn memory(&self) -> u64 {
+        self.memory
     }
 
     /// Memory and time.

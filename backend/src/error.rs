@@ -18,9 +18,12 @@ pub enum BackendError {
     /// The machine has no IOMMU, so there are no domains whose type could be chosen.
     #[error("the machine {0:?} has no IOMMU, so it has no domain types")]
     NoDomains(&'static str),
-    /// No default domain is of this type.
-    #[error("a default domain of type {0} is not possible: there are DMA, DMA-FQ and identity")]
+    /// No default domain of this machine is of this type.
+    #[error("a default domain of type {0} is not possible on this machine")]
     DomainType(DomainType),
+    /// This host does not have what the machine is made of.
+    #[error("{0}")]
+    Absent(Box<dyn std::error::Error + Send + Sync>),
     /// The machine could not be started.
     #[error("the machine did not start: {0}")]
     Start(Box<dyn std::error::Error + Send + Sync>),

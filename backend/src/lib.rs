@@ -1,8 +1,14 @@
 #![doc = include_str!("../README.md")]
 
+#[cfg(any(feature = "sim", feature = "swiotlb", feature = "qemu"))]
+mod describe;
 mod error;
 mod machine;
 mod open;
+#[cfg(feature = "qemu")]
+mod qemu;
+#[cfg(any(feature = "sim", feature = "qemu"))]
+mod settings;
 #[cfg(any(feature = "sim", feature = "swiotlb"))]
 mod sim;
 

@@ -52,6 +52,10 @@ pub trait Backend: Send + Sync {
     /// How far the device of [`Backend::rogue`] is confined.
     fn rogue_confinement(&self) -> Confinement;
 
+    /// Whether what the hardware refuses shows up in [`Backend::take_faults`]: not where nothing is refused, and not on
+    /// hardware that keeps it to itself.
+    fn reports_faults(&self) -> bool;
+
     /// The faults since the last call: of every request that was refused before this one.
     fn take_faults(&self) -> Vec<Fault>;
 
@@ -71,6 +75,18 @@ pub enum Confinement {
     Lazy,
     /// Nothing.
     Absent,
+}
+
+#[cfg(any(feature = "sim", feature = "swiotlb", feature = "qemu"))]
+impl Confinement {
+    /// What a default domain of this type is; `None` where there is none.
+    pub(crate) fn of(domain_type: Option<DomainType>) -> Self {
+        match domain_type {
+            Some(DomainType::Dma) => Self::Strict,
+            Some(DomainType::DmaFq) => Self::Lazy,
+            _ => Self::Absent,
+        }
+    }
 }
 
 /// A machine in words.

@@ -22,12 +22,15 @@ pub struct Options {
 
 type Opener = fn(&Options) -> Result<Box<dyn Backend>, BackendError>;
 
-/// Every backend in this build, the default one first: the simulated machine with its IOMMU, then the one without.
+/// Every backend in this build, the default one first: the simulated machine with its IOMMU, the one without, then
+/// QEMU's.
 const BACKENDS: &[(&str, Opener)] = &[
     #[cfg(feature = "sim")]
     ("sim", crate::sim::open),
     #[cfg(feature = "swiotlb")]
     ("swiotlb", crate::sim::open_without_iommu),
+    #[cfg(feature = "qemu")]
+    ("qemu", crate::qemu::open),
 ];
 
 /// The names of the backends in this build, the default one first.
@@ -39,7 +42,8 @@ pub fn names() -> impl Iterator<Item = &'static str> {
 ///
 /// # Errors
 /// [`BackendError::Unknown`] when there is none of this name, [`BackendError::NoDomains`] and [`BackendError::DomainType`]
-/// when the domain type is not possible, [`BackendError::Start`] when the machine does not start.
+/// when the domain type is not possible, [`BackendError::Absent`] when this host does not have what the machine is made of,
+/// [`BackendError::Start`] when the machine does not start.
 pub fn open(name: Option<&str>, options: &Options) -> Result<Box<dyn Backend>, BackendError> {
     let chosen = BACKENDS.iter().find(|&&(known, _)| name.is_none_or(|name| name == known));
     match chosen {

@@ -6,17 +6,13 @@ use backend_sim::sim_hardware::Machine;
 use backend_sim::{Config, SimError, SimMachine};
 use conformance::Bench;
 use dma_api::Device;
-use iommu_core::pci::{Node, PortType};
-use iommu_core::{DomainType, Fault};
-#[cfg(feature = "sim")]
-use iommu_core::{Settings, Trust};
+use iommu_core::Fault;
 use platform::Platform;
 use platform::pci::{Function, PciAddress};
 
-use crate::{
-    Backend, BackendError, Confinement, Description, FunctionDescription, GroupDescription, Options,
-    Statistics,
-};
+#[cfg(feature = "sim")]
+use crate::settings;
+use crate::{Backend, BackendError, Confinement, Description, Options, Statistics, describe};
 
 struct Sim {
     name: &'static str,
@@ -27,17 +23,7 @@ struct Sim {
 /// With the IOMMU.
 #[cfg(feature = "sim")]
 pub(crate) fn open(options: &Options) -> Result<Box<dyn Backend>, BackendError> {
-    let settings = match options.domain_type.unwrap_or(DomainType::Dma) {
-        DomainType::Dma => Settings::default(),
-        DomainType::DmaFq => Settings { lazy: true, ..Settings::default() },
-        DomainType::Identity => {
-            // SAFETY: a simulated device does DMA only when its driver tells it to, and a driver gets a device that is not
-            // confined by `trust` alone.
-            let trust = unsafe { Trust::new() };
-            Settings { passthrough: Some(trust), ..Settings::default() }
-        }
-        other => return Err(BackendError::DomainType(other)),
-    };
+    let settings = settings::of(options)?;
     boot("sim", Config { settings, ..config(options) })
 }
 
@@ -81,25 +67,8 @@ impl Backend for Sim {
         let units = self.machine.driver().map(|driver| driver.units()).unwrap_or_default();
         let iommus = units.iter().map(|unit| format!("AMD IOMMU at {}", unit.address())).collect();
         let memory = self.machine.hardware().ram.ranges().iter().map(|&(_, len)| len).sum();
-        let topology = self.machine.topology();
-        let functions = topology
-            .iter()
-            .map(|node| FunctionDescription {
-                address: node.address,
-                what: what(node),
-                bridge: topology.parent(node).map(|bridge| bridge.address),
-            })
-            .collect();
-        let groups = self.machine.iommu().map(|iommu| iommu.groups()).unwrap_or_default();
-        let groups = groups
-            .iter()
-            .map(|group| GroupDescription {
-                id: group.id(),
-                domain_type: group.domain_type(),
-                members: group.devices(),
-                why: group.explain().iter().map(ToString::to_string).collect(),
-            })
-            .collect();
+        let functions = describe::functions(self.machine.topology());
+        let groups = self.machine.iommu().map(|iommu| describe::groups(iommu)).unwrap_or_default();
         Description { iommus, memory, functions, groups }
     }
 
@@ -126,11 +95,11 @@ impl Backend for Sim {
 
     fn rogue_confinement(&self) -> Confinement {
         let group = self.machine.group(SimMachine::address(Machine::ENGINE));
-        match group.ok().and_then(|group| group.domain_type()) {
-            Some(DomainType::Dma) => Confinement::Strict,
-            Some(DomainType::DmaFq) => Confinement::Lazy,
-            _ => Confinement::Absent,
-        }
+        Confinement::of(group.ok().and_then(|group| group.domain_type()))
+    }
+
+    fn reports_faults(&self) -> bool {
+        self.machine.iommu().is_some()
     }
 
     fn take_faults(&self) -> Vec<Fault> {
@@ -158,19 +127,5 @@ impl Backend for Sim {
 
     fn check_free_memory(&self) -> Vec<String> {
         self.machine.check_free_memory().iter().map(ToString::to_string).collect()
-    }
-}
-
-fn what(node: &Node) -> &'static str {
-    match (node.port_type, node.class >> 8) {
-        (PortType::RootPort, _) => "root port",
-        (PortType::UpstreamPort, _) => "switch, upstream port",
-        (PortType::DownstreamPort, _) => "switch, downstream port",
-        (_, 0x0108) => "NVMe controller",
-        (_, 0x0600) => "host bridge",
-        (_, 0x0604) => "PCI bridge",
-        (_, 0x0801) => "DMA engine",
-        (_, 0x0806) => "IOMMU",
-        _ => "device",
     }
 }

@@ -15,6 +15,7 @@ use std::time::{SystemTime, UNIX_EPOCH};
 
 use clap::Args;
 
+use crate::qemu;
 use crate::steps::Steps;
 use crate::workspace::{cargo, root, target};
 
@@ -123,9 +124,14 @@ fn apply(tree: &Path, mutation: &Mutation, flags: &[&str]) -> Result<(), String>
 
 /// The test passes without the fault, the fault compiles, and the test fails with it.
 fn caught(tree: &Path, mutation: &Mutation) -> Result<(), String> {
+    // Without QEMU its tests run nothing, and would pass.
+    let qemu = if mutation.package == "backend-qemu" { Some(qemu::best()?) } else { None };
     let test = |flags: &[&str]| {
         let mut command = cargo();
         command.current_dir(tree);
+        if let Some(folder) = &qemu {
+            command.env(qemu::VARIABLE, folder);
+        }
         if mutation.test_target.starts_with("loom") {
             command.env("RUSTFLAGS", "--cfg loom").env("LOOM_MAX_PREEMPTIONS", "3");
             command.env("CARGO_TARGET_DIR", target().join("mutations").join("loom"));

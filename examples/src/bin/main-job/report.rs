@@ -230,7 +230,7 @@ impl Report {
         writeln!(f, "{:<22}{:>12}", "invalidation commands", statistics.invalidations)?;
         match statistics.iotlb_hit_rate() {
             Some(rate) => writeln!(f, "{:<22}{:>11.1}%", "IOTLB hit rate", 100.0 * rate)?,
-            None => writeln!(f, "{:<22}{:>12}", "IOTLB hit rate", "no IOTLB")?,
+            None => writeln!(f, "{:<22}{:>12}", "IOTLB hit rate", "not counted")?,
         }
         writeln!(f, "{:<22}{:>12}", "faults", statistics.faults)?;
         if statistics.quarantined != 0 {

@@ -32,12 +32,15 @@ pub(crate) struct Attempt {
     pub(crate) faults: Vec<Fault>,
     /// Whether this machine promises to refuse it.
     pub(crate) must_be_refused: bool,
+    /// Whether it promises to report what it refuses.
+    pub(crate) must_be_reported: bool,
 }
 
 impl Attempt {
     /// Whether the machine did what it promises.
     pub(crate) fn is_well(&self) -> bool {
-        !self.must_be_refused || self.memory_unchanged && !self.faults.is_empty()
+        let reported = !self.must_be_reported || !self.faults.is_empty();
+        !self.must_be_refused || self.memory_unchanged && reported
     }
 }
 
@@ -84,7 +87,9 @@ fn unmapped(
     let memory_unchanged = buffer.iter().all(|&byte| byte == 0);
     let must_be_refused = machine.rogue_confinement() == Confinement::Strict;
     let faults = machine.take_faults();
-    Attempt { what: "a page just unmapped", address, memory_unchanged, faults, must_be_refused }
+    let must_be_reported = machine.reports_faults();
+    let what = "a page just unmapped";
+    Attempt { what, address, memory_unchanged, faults, must_be_refused, must_be_reported }
 }
 
 /// Physical memory that is somebody else's, at the address that it has for the CPU.
@@ -98,5 +103,7 @@ fn never_mapped(machine: &dyn Backend, rogue: &dyn Bench) -> Result<Attempt, Rog
     let memory_unchanged = victim.iter().all(|&byte| byte == 0);
     let must_be_refused = machine.rogue_confinement() != Confinement::Absent;
     let faults = machine.take_faults();
-    Ok(Attempt { what: "an address nobody mapped", address, memory_unchanged, faults, must_be_refused })
+    let must_be_reported = machine.reports_faults();
+    let what = "an address nobody mapped";
+    Ok(Attempt { what, address, memory_unchanged, faults, must_be_refused, must_be_reported })
 }
