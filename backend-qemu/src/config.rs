@@ -145,9 +145,11 @@ impl Config {
             "-m {memory} -object memory-backend-file,id=ram,size={memory}M,mem-path={ram},share=on"
         )));
         arguments.extend(text(&format!("-bios {firmware}")));
-        // Standard input and output are sockets.
+        // Standard input is the socket.
         arguments.extend(text("-chardev socket,id=qtest,fd=0 -qtest chardev:qtest"));
-        arguments.extend(text("-chardev socket,id=qmp,fd=1 -mon chardev=qmp,mode=control"));
+        arguments.extend(text("-monitor none"));
+        // Option ROMs are for processors.
+        arguments.extend(text("-global pci-device.romfile="));
         if self.iommu {
             // Without it QEMU emulates the IOMMU and passes DMA by.
             const REMAPPING: Version = Version::new(10, 2, 0);

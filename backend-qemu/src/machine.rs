@@ -109,9 +109,8 @@ impl QemuMachine {
         let ram = Ram::new(config.memory as usize)?;
         let firmware = halting_firmware()?;
         let (ours, theirs) = UnixStream::pair()?;
-        let (_monitor, monitored) = UnixStream::pair()?;
         let arguments = config.arguments(version, &ram.path(), &path_of(&firmware));
-        let process = Process::start(&program, arguments, theirs, monitored)?;
+        let process = Process::start(&program, arguments, theirs)?;
         let qtest = Arc::new(Qtest::new(ours)?);
         let failed = |error| QemuError::Qemu { error, messages: process.messages() };
         qtest.ping().map_err(failed)?;

@@ -25,18 +25,17 @@ pub(crate) struct Process {
 }
 
 impl Process {
-    /// Starts QEMU with a socket as its standard input and another as its standard output: neither needs a name.
+    /// Starts QEMU with a socket as its standard input, so that it needs no name.
     pub(crate) fn start(
         program: &Program,
         arguments: Vec<OsString>,
         input: UnixStream,
-        output: UnixStream,
     ) -> std::io::Result<Self> {
         let messages = unnamed("qemu-messages")?;
         let mut command = Command::new(program.path());
         command.args(arguments);
         command.stdin(Stdio::from(OwnedFd::from(input)));
-        command.stdout(Stdio::from(OwnedFd::from(output)));
+        command.stdout(Stdio::null());
         command.stderr(Stdio::from(messages.try_clone()?));
         let parent = std::process::id();
         let die_with_parent = move || {
