@@ -6,7 +6,7 @@ use std::sync::Arc;
 
 use amd_vi::{AmdVi, Hardware, InitError, MsiMessage};
 use dma_api::{BusRanges, Counted, Device, DeviceBuilder, OpsCounters, OpsStatistics};
-use iommu_core::pci::Topology;
+use iommu_core::pci::{QUIRKS, Topology};
 use iommu_core::{Fault, Group, GroupError, Iommu, IommuOps};
 use platform::pci::{ConfigSpace, Function, PciAddress, PciError};
 use platform::{FreeFrameChanged, Mmio, OutOfFrames, PhysAddr, Platform};
@@ -121,7 +121,7 @@ impl QemuMachine {
         let bars = Arc::new(enumerate(&*config_space));
         qtest.error().map_err(failed)?;
         let acpi = AcpiTables::load(&FwCfg { qtest: &qtest, platform: &dyn_platform })?;
-        let topology = Topology::scan(&*config_space, 0);
+        let topology = Topology::scan(&*config_space, 0, QUIRKS);
         let messages = MessagePage::new(&platform)?;
         // Devices with narrow masks must reach it.
         const POOL_LIMIT: PhysAddr = PhysAddr::new(0x03ff_ffff);
@@ -153,7 +153,7 @@ impl QemuMachine {
 
     fn bring_iommu_up(&mut self, platform: Arc<dyn Platform>, config: &Config) -> Result<(), QemuError> {
         let ivrs = self.acpi.table(b"IVRS")?;
-        let driver = AmdVi::init(Arc::clone(&platform), ivrs, self, config.driver)?;
+        let driver = AmdVi::init(Arc::clone(&platform), ivrs, self, config.driver.clone())?;
         let iommu = Arc::new(Iommu::new(platform, config.settings, Some(Arc::clone(&self.bounce))));
         let ops: Arc<dyn IommuOps> =
             Arc::new(WithMessages { driver: driver.clone(), page: Arc::clone(&self.messages) });

@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use amd_vi::{AmdVi, InitError, MsiMessage};
 use dma_api::{BusRanges, Counted, Device, DeviceBuilder, OpsCounters, OpsStatistics};
-use iommu_core::pci::Topology;
+use iommu_core::pci::{QUIRKS, Topology};
 use iommu_core::{Fault, Group, GroupError, Iommu, Settings};
 use platform::pci::{Function, PciAddress, RequesterId};
 use platform::{FreeFrameChanged, PhysAddr, Platform};
@@ -134,7 +134,7 @@ impl SimMachine {
         let pool =
             swiotlb::Config { size: config.bounce_pool, areas: 4, limit: POOL_LIMIT, ..Default::default() };
         let bounce = Arc::new(Swiotlb::new(&dyn_platform, &pool)?);
-        let topology = Topology::scan(&*machine.pci, 0);
+        let topology = Topology::scan(&*machine.pci, 0, QUIRKS);
         let mut booted = Self {
             threads: None,
             interrupt_handler: None,

@@ -41,7 +41,7 @@ fn what_no_acs_keeps_apart_shares_a_group() {
 #[test]
 fn a_group_says_why_it_is_one() {
     let machine = boot(|_| {});
-    let why = |address| machine.group(address).unwrap().explain().to_vec();
+    let why = |address| machine.group(address).unwrap().outline();
     assert!(matches!(
         why(at(5, 0, 0))[..],
         [Reason::PortNotIsolated { of, port, .. }] if of == at(5, 0, 0) && port == at(3, 1, 0)

@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use dma_api::Device;
-use iommu_core::pci::{Node, PortType, Topology};
+use iommu_core::pci::{Node, Topology};
 use iommu_core::{Group, Iommu, Settings};
 use platform::pci::{Function, PciAddress};
 use platform::{PhysAddr, Platform};
@@ -54,7 +54,8 @@ impl Vfio {
         let mut topology = Topology::new();
         for &address in &config.devices {
             driver.claim(address)?;
-            topology.insert(node(address));
+            // Which devices belong together the kernel says, so nothing else of them is of interest.
+            topology.insert(Node::new(address));
         }
         let platform = Arc::new(ProcessPlatform::new());
         let dyn_platform: Arc<dyn Platform> = platform.clone();
@@ -131,17 +132,5 @@ impl Vfio {
     #[doc(alias = "VFIO_DEVICE_RESET")]
     pub fn reset(&self, address: PciAddress) -> Result<(), VfioError> {
         self.driver.device(address)?.reset()
-    }
-}
-
-/// A device as the core is told of it. Which devices belong together the kernel says, so nothing else is of interest.
-fn node(address: PciAddress) -> Node {
-    Node {
-        address,
-        class: 0,
-        port_type: PortType::Endpoint,
-        multifunction: false,
-        secondary_bus: None,
-        acs: None,
     }
 }

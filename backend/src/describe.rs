@@ -22,7 +22,7 @@ pub(crate) fn groups(iommu: &Iommu) -> Vec<GroupDescription> {
         id: group.id(),
         domain_type: group.domain_type(),
         members: group.devices(),
-        why: group.explain().iter().map(ToString::to_string).collect(),
+        why: group.outline().iter().map(ToString::to_string).collect(),
     });
     group.collect()
 }

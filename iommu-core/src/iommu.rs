@@ -15,7 +15,7 @@ use crate::fault::{Fault, FaultLog, FaultRoutes};
 use crate::group::{Group, GroupError, Member};
 use crate::iopf::{PageRequest, UnknownDevice};
 use crate::ops::{DeviceGroup, IommuOps, ProbeError};
-use crate::pci::{Reason, Topology, dma_aliases, groups};
+use crate::pci::{Reason, Topology, groups};
 use crate::settings::Settings;
 
 /// All IOMMUs of a machine and what is behind them. There are no statics: a process may have many of these.
@@ -125,23 +125,22 @@ impl Iommu {
         for member in members.values() {
             let dev = member.address;
             trace::event("add_device_to_group", u64::from(dev.id.get()), 0);
-            let aliases = member.aliases.iter().copied().chain(dma_aliases(topology, dev));
-            let names: BTreeSet<_> = aliases.chain([dev.id]).collect();
-            for id in names {
-                self.routes.add(PciAddress { id, ..dev }, &member.port);
-            }
+            let firmware = member.aliases.iter().map(|&id| PciAddress { id, ..dev });
+            let names: BTreeSet<_> = firmware.chain(topology.dma_aliases(dev)).chain([dev]).collect();
+            names.into_iter().for_each(|name| self.routes.add(name, &member.port));
         }
         // Groups without a default domain get another try.
         let mut unready: Vec<_> =
             old.iter().filter(|group| group.default_domain().is_none()).cloned().collect();
         let mut added: Vec<Member> = Vec::new();
         let mut result = Ok(());
-        for ties in by_driver(groups(topology, &aliases), &known) {
-            let has_any = |group: &&Arc<Group>| group.devices().iter().any(|it| ties.contains_key(it));
+        for (addresses, reasons) in by_driver(groups(topology, &aliases), &known) {
+            let has_any = |group: &&Arc<Group>| group.devices().iter().any(|it| addresses.contains(it));
             if let Some(group) = old.iter().find(has_any) {
-                for (address, reason) in ties {
+                group.learn(reasons);
+                for address in addresses {
                     if let Some(member) = members.remove(&address) {
-                        let joined = group.join(member.clone(), reason);
+                        let joined = group.join(member.clone());
                         match joined {
                             Ok(()) => added.push(member),
                             Err(_) => self.routes.remove(address),
@@ -151,12 +150,11 @@ impl Iommu {
                 }
                 continue;
             }
-            let group: Vec<Member> = ties.keys().filter_map(|address| members.remove(address)).collect();
+            let group: Vec<Member> = addresses.iter().filter_map(|address| members.remove(address)).collect();
             if group.is_empty() {
                 continue;
             }
             added.extend(group.iter().cloned());
-            let reasons = ties.into_iter().filter_map(|(of, why)| Some((of, why?))).collect();
             unready.push(self.add_group(group, reasons));
         }
         for group in unready {
@@ -171,7 +169,7 @@ impl Iommu {
     }
 
     /// Makes a group with the lowest number that is free (Linux: `iommu_group_alloc`).
-    fn add_group(&self, members: Vec<Member>, reasons: Vec<(PciAddress, Reason)>) -> Arc<Group> {
+    fn add_group(&self, members: Vec<Member>, reasons: Vec<Reason>) -> Arc<Group> {
         let mut all = self.groups.lock();
         let at = all.iter().zip(0..).position(|(group, id)| group.id() != id).unwrap_or(all.len());
         let (platform, bounce) = (Arc::clone(&self.platform), self.bounce.clone());
@@ -315,49 +313,48 @@ impl Statistics {
     }
 }
 
-/// What ties a device to others of its group, by device.
-type Ties = BTreeMap<PciAddress, Option<Reason>>;
+/// The functions of a group, and what ties them together.
+type Ties = (Vec<PciAddress>, Vec<Reason>);
 
 /// Groups as their drivers want them: most by what the PCI tree keeps apart; but some devices each for itself, and all of
 /// some drivers together (Linux: what `device_group` answers).
-fn by_driver(pci: Vec<(Vec<PciAddress>, Vec<Reason>)>, members: &BTreeMap<PciAddress, Member>) -> Vec<Ties> {
+fn by_driver(pci: Vec<Ties>, members: &BTreeMap<PciAddress, Member>) -> Vec<Ties> {
     let mut all = Vec::new();
     // What belongs together wherever the tree has it: of one driver, and of one number if there are numbers.
     let mut together: Vec<(Arc<dyn IommuOps>, Option<u32>, Ties)> = Vec::new();
     let mut tie = |ops: &Arc<dyn IommuOps>, number: Option<u32>, of: PciAddress| {
         let same = |it: &&mut (Arc<dyn IommuOps>, _, _)| Arc::ptr_eq(&it.0, ops) && it.1 == number;
         match together.iter_mut().find(same) {
-            Some((_, _, ties)) => {
-                let other = ties.keys().next().copied().unwrap_or(of);
-                let reason = match number {
+            Some((_, _, (devices, reasons))) => {
+                reasons.extend(devices.first().map(|&other| match number {
                     Some(group) => Reason::Given { of, other, group },
                     None => Reason::OneTranslation { of, other },
-                };
-                ties.insert(of, Some(reason));
+                }));
+                devices.push(of);
             }
-            None => together.push((Arc::clone(ops), number, Ties::from([(of, None)]))),
+            None => together.push((Arc::clone(ops), number, (Vec::from([of]), Vec::new()))),
         }
     };
     for (addresses, reasons) in pci {
-        let mut ties = Ties::new();
-        // The first address has no reason.
-        for (address, reason) in
-            addresses.into_iter().zip(core::iter::once(None).chain(reasons.into_iter().map(Some)))
-        {
-            let Some(member) = members.get(&address) else {
-                ties.insert(address, reason);
-                continue;
-            };
+        let grouping = |address: &PciAddress| members.get(address).map_or(DeviceGroup::Pci, |it| it.grouping);
+        let (by_tree, others): (Vec<_>, Vec<_>) =
+            addresses.into_iter().partition(|address| grouping(address) == DeviceGroup::Pci);
+        for member in others.iter().filter_map(|address| members.get(address)) {
             match member.grouping {
-                DeviceGroup::Pci => {
-                    ties.insert(address, reason);
+                DeviceGroup::Given(number) => tie(&member.ops, Some(number), member.address),
+                DeviceGroup::Single => tie(&member.ops, None, member.address),
+                DeviceGroup::Generic | DeviceGroup::Pci => {
+                    all.push((Vec::from([member.address]), Vec::new()))
                 }
-                DeviceGroup::Generic => all.push(Ties::from([(address, None)])),
-                DeviceGroup::Given(number) => tie(&member.ops, Some(number), address),
-                DeviceGroup::Single => tie(&member.ops, None, address),
             }
         }
-        all.push(ties);
+        let within = |reason: &Reason| {
+            let (one, other) = reason.ends();
+            // They are in order.
+            [one, other].iter().all(|end| by_tree.binary_search(end).is_ok())
+        };
+        let reasons = reasons.into_iter().filter(within).collect();
+        all.push((by_tree, reasons));
     }
     all.extend(together.into_iter().map(|(_, _, ties)| ties));
     all

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::sync::mpsc;
 use std::time::Duration;
 
-use iommu_core::pci::{AcsFlags, Node, PortType, Topology, groups};
+use iommu_core::pci::{AcsFlags, Node, PortType, QUIRKS, Topology, groups};
 use platform::pci::{ConfigSpace, PciAddress};
 
 /// Bridges: where each is, and its secondary bus. Those on buses 3 and 4 lead to each other.
@@ -46,7 +46,7 @@ impl ConfigSpace for Bridges {
 
 #[test]
 fn scanning_and_grouping_end() {
-    let groups = within_seconds(|| groups(&Topology::scan(&Bridges, 0), &BTreeMap::new()));
+    let groups = within_seconds(|| groups(&Topology::scan(&Bridges, 0, QUIRKS), &BTreeMap::new()));
     let members: usize = groups.iter().map(|(members, _)| members.len()).sum();
     assert_eq!(members, BRIDGES.len());
 }
@@ -57,12 +57,11 @@ fn a_circle_of_isolating_ports_ends() {
         let mut topology = Topology::new();
         for (bus, secondary_bus) in [(1, 2), (2, 1)] {
             topology.insert(Node {
-                address: PciAddress::new(0, bus, 0, 0),
                 class: 0x06_0400,
                 port_type: PortType::DownstreamPort,
-                multifunction: false,
                 secondary_bus: Some(secondary_bus),
                 acs: Some((AcsFlags::ISOLATED, AcsFlags::ISOLATED)),
+                ..Node::new(PciAddress::new(0, bus, 0, 0))
             });
         }
         groups(&topology, &BTreeMap::new())

@@ -137,7 +137,7 @@ fn a_driver_may_have_one_group_for_all() {
     let group = bench.group(ALONE);
     assert_eq!(group.devices(), all);
     let tied = |of| Reason::OneTranslation { of, other: ONE };
-    assert_eq!(group.explain(), [tied(TWO), tied(ALONE)]);
+    assert_eq!(group.outline(), [tied(TWO), tied(ALONE)]);
     // Who comes later joins.
     bench.iommu.remove(TWO);
     bench.iommu.probe(&tree(), |_| false).unwrap();

@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
-use iommu_core::pci::{AcsFlags, PortType, Topology, groups};
+use iommu_core::pci::{AcsFlags, PortType, QUIRKS, Topology, groups};
 use platform::pci::{ConfigSpace, PciAddress};
 
 /// Functions as their words; whoever is not there reads as ones.
@@ -75,7 +75,7 @@ fn a_tree_is_read_as_it_is() {
         .function(at(0, 2, 0), 0x02_00_00, 0, 0)
         // Without the bit in the first function nobody looks at the others.
         .function(at(0, 2, 1), 0x02_00_00, 0, 0);
-    let topology = Topology::scan(&fake, 2);
+    let topology = Topology::scan(&fake, 2, QUIRKS);
     assert_eq!(addresses(&topology), [at(0, 1, 0), at(0, 2, 0), at(3, 0, 0), at(3, 0, 5)]);
     let port = topology.get(at(0, 1, 0)).unwrap();
     assert_eq!((port.port_type, port.secondary_bus, port.class), (PortType::RootPort, Some(3), 0x06_04_00));
@@ -103,16 +103,16 @@ fn every_express_type_is_known() {
     ];
     for (number, expected) in types {
         let fake = Fake::default().function(at(0, 1, 0), 0, 0, number);
-        assert_eq!(Topology::scan(&fake, 2).get(at(0, 1, 0)).unwrap().port_type, expected);
+        assert_eq!(Topology::scan(&fake, 2, QUIRKS).get(at(0, 1, 0)).unwrap().port_type, expected);
     }
     // Without a capability list it is conventional, whatever is at the pointer.
     let fake = Fake::default().function(at(0, 1, 0), 0, 0, 4).word(at(0, 1, 0), 0x04, 0);
-    assert_eq!(Topology::scan(&fake, 2).get(at(0, 1, 0)).unwrap().port_type, PortType::Conventional);
+    assert_eq!(Topology::scan(&fake, 2, QUIRKS).get(at(0, 1, 0)).unwrap().port_type, PortType::Conventional);
 }
 
 #[test]
 fn an_empty_machine_has_nothing() {
-    assert_eq!(addresses(&Topology::scan(&Fake::default(), 0)), []);
+    assert_eq!(addresses(&Topology::scan(&Fake::default(), 0, QUIRKS)), []);
 }
 
 #[test]
@@ -125,7 +125,7 @@ fn bridges_that_lead_back_are_read_once() {
         .bridge(at(6, 1, 0), 6, 6)
         .bridge(at(6, 2, 0), 6, 0)
         .bridge(at(6, 3, 0), 6, 6);
-    let topology = Topology::scan(&fake, 2);
+    let topology = Topology::scan(&fake, 2, QUIRKS);
     assert_eq!(topology.iter().count(), 6);
     assert_eq!(topology.get(at(6, 2, 0)).unwrap().secondary_bus, None, "a bridge nobody has numbered");
     let grouped: usize = groups(&topology, &BTreeMap::new()).iter().map(|(members, _)| members.len()).sum();
@@ -140,7 +140,7 @@ fn capability_lists_that_go_in_circles_end() {
         .word(at(0, 1, 0), 0x44, 0x40 << 8 | 1)
         .word(at(0, 1, 0), 0x100, 0x200 << 20 | 1)
         .word(at(0, 1, 0), 0x200, 0x100 << 20 | 1);
-    let topology = Topology::scan(&fake, 2);
+    let topology = Topology::scan(&fake, 2, QUIRKS);
     let node = topology.get(at(0, 1, 0)).unwrap();
     assert_eq!((node.port_type, node.acs), (PortType::Conventional, None));
 }
@@ -161,7 +161,7 @@ fn whatever_configuration_space_says_a_scan_ends() {
     ];
     for noise in noises {
         let fake = Fake { noise: Some(noise), ..Fake::default() };
-        let topology = Topology::scan(&fake, 0);
+        let topology = Topology::scan(&fake, 0, QUIRKS);
         assert!(topology.iter().count() <= 1 << 16);
         assert!(fake.reads.load(Ordering::Relaxed) < 1 << 26);
     }

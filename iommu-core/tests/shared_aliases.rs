@@ -7,7 +7,7 @@ use platform::pci::{PciAddress, RequesterId};
 
 fn insert(topology: &mut Topology, address: PciAddress, port_type: PortType, secondary_bus: Option<u8>) {
     let acs = secondary_bus.map(|_| (AcsFlags::ISOLATED, AcsFlags::ISOLATED));
-    topology.insert(Node { address, class: 0, port_type, multifunction: false, secondary_bus, acs });
+    topology.insert(Node { port_type, secondary_bus, acs, ..Node::new(address) });
 }
 
 /// Two isolating root ports with an endpoint below each.

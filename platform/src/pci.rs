@@ -3,6 +3,7 @@
 use alloc::boxed::Box;
 use alloc::sync::Arc;
 use core::fmt;
+use core::str::FromStr;
 
 use crate::mmio::Mmio;
 use crate::time::{Instant, TimedOut};
@@ -80,6 +81,33 @@ impl PciAddress {
 impl fmt::Display for PciAddress {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "{:04x}:{}", self.segment, self.id)
+    }
+}
+
+/// What is no address of a function.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, thiserror::Error)]
+#[error("no PCI address such as 0000:00:1c.0")]
+pub struct NoPciAddress;
+
+/// Hexadecimal `segment:bus:device.function`, or without a segment, which is 0 then.
+impl FromStr for PciAddress {
+    type Err = NoPciAddress;
+
+    fn from_str(text: &str) -> Result<Self, NoPciAddress> {
+        let number = |text: &str, digits: usize, last: u16| {
+            let plain = text.len() <= digits && text.bytes().all(|byte| byte.is_ascii_hexdigit());
+            let number = u16::from_str_radix(text, 16).ok().filter(|number| plain && *number <= last);
+            number.ok_or(NoPciAddress)
+        };
+        let (rest, function) = text.rsplit_once('.').ok_or(NoPciAddress)?;
+        let (rest, device) = rest.rsplit_once(':').ok_or(NoPciAddress)?;
+        let (segment, bus) = rest.split_once(':').unwrap_or(("0", rest));
+        Ok(Self::new(
+            number(segment, 4, u16::MAX)?,
+            number(bus, 2, 0xff)? as u8,
+            number(device, 2, 31)? as u8,
+            number(function, 1, 7)? as u8,
+        ))
     }
 }
 

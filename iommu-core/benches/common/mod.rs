@@ -9,7 +9,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 
 use criterion::Criterion;
 use dma_api::Device;
-use iommu_core::pci::{Node, PortType, Topology};
+use iommu_core::pci::{Node, Topology};
 use iommu_core::{
     AttachError, Capability, DomainError, DomainOps, Iommu, IommuOps, ProbeError, Probed, Settings, SyncError,
 };
@@ -63,14 +63,7 @@ pub fn boot(lazy: bool) -> Machine {
     let iommu = Iommu::new(Arc::new(Host), settings, None);
     iommu.register(Arc::new(NoIommu { domain: Arc::new(NoTable) }));
     let mut topology = Topology::new();
-    topology.insert(Node {
-        address: NIC,
-        class: 0,
-        port_type: PortType::Endpoint,
-        multifunction: false,
-        secondary_bus: None,
-        acs: None,
-    });
+    topology.insert(Node::new(NIC));
     iommu.probe(&topology, |_| false).expect("nothing can fail");
     let group = iommu.group_of(NIC).expect("probed");
     // SAFETY: there is no device that could touch anything.

@@ -8,7 +8,6 @@ use super::default_domain::map_direct;
 use super::{Group, GroupError, Member, State};
 use crate::domain::Domain;
 use crate::ops::{AttachError, DomainError, DomainType, PagingFlags};
-use crate::pci::Reason;
 
 impl Group {
     /// Makes an empty domain that its owner alone maps, and that can do what `flags` say (Linux:
@@ -103,11 +102,10 @@ impl Group {
     ///
     /// # Errors
     /// [`GroupError`] with the reason; the device is then not in the group, and reaches nothing.
-    pub(crate) fn join(&self, member: Member, reason: Option<Reason>) -> Result<(), GroupError> {
+    pub(crate) fn join(&self, member: Member) -> Result<(), GroupError> {
         let mut state = self.state.lock();
         let address = member.address;
         state.members.push(member);
-        state.reasons.extend(reason.map(|reason| (address, reason)));
         let admitted = match state.default_domain {
             None => self.setup_default_domain(&mut state, None),
             Some(_) => admit(&state),

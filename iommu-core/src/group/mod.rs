@@ -28,7 +28,7 @@ use crate::dma::IommuDma;
 use crate::domain::Domain;
 use crate::iommu::Statistics;
 use crate::ops::{AttachError, Capability, DomainError, DomainType, HwInfo};
-use crate::pci::Reason;
+use crate::pci::{Reason, Shared, explain, outline};
 use crate::resv::{ResvRegion, merged};
 use crate::settings::Settings;
 
@@ -48,8 +48,8 @@ pub struct Group {
 #[derive(Debug, Default)]
 pub(crate) struct State {
     pub(crate) members: Vec<Member>,
-    /// Why its devices share it: what ties a device to others.
-    reasons: Vec<(PciAddress, Reason)>,
+    /// Why its devices share it: all that ties two functions together.
+    reasons: Vec<Reason>,
     name: Option<Box<str>>,
     pub(crate) default_domain: Option<Arc<Domain>>,
     pub(crate) domain: Option<Arc<Domain>>,
@@ -81,7 +81,10 @@ impl State {
     fn remove(&mut self, address: PciAddress) -> Option<Member> {
         let at = self.members.iter().position(|member| member.address == address)?;
         let member = self.members.remove(at);
-        self.reasons.retain(|(device, _)| *device != address);
+        self.reasons.retain(|reason| {
+            let (one, other) = reason.ends();
+            one != address && other != address
+        });
         member.status.set_gone();
         for (&pasid, domain) in &self.pasids {
             member.block_pasid(pasid, domain);
@@ -154,7 +157,7 @@ impl Group {
         settings: Settings,
         bounce: Option<Arc<Swiotlb>>,
         members: Vec<Member>,
-        reasons: Vec<(PciAddress, Reason)>,
+        reasons: Vec<Reason>,
     ) -> Self {
         let state = Mutex::new(State { members, reasons, ..State::default() });
         Self { id, platform, settings, bounce, untranslated: Arc::default(), state }
@@ -187,11 +190,33 @@ impl Group {
         self.state.lock().name = Some(name.into());
     }
 
-    /// Why its devices share it: what ties each but the first to another one. Nothing for a device that is alone.
-    pub fn explain(&self) -> Vec<Reason> {
+    /// For each pair of its devices why they share it, in words for people ([`Shared`] can be printed).
+    pub fn explain(&self) -> Vec<Shared> {
+        let (devices, reasons) = self.ties();
+        explain(&devices, &reasons)
+    }
+
+    /// The same in short: as few reasons as tie all its devices together. Nothing for a device that is alone.
+    pub fn outline(&self) -> Vec<Reason> {
+        let (devices, reasons) = self.ties();
+        outline(&devices, &reasons)
+    }
+
+    fn ties(&self) -> (Vec<PciAddress>, Vec<Reason>) {
         let state = self.state.lock();
-        let shared = state.members.len() > 1;
-        state.reasons.iter().filter(|_| shared).map(|&(_, reason)| reason).collect()
+        let mut devices: Vec<_> = state.members.iter().map(|member| member.address).collect();
+        devices.sort();
+        (devices, state.reasons.clone())
+    }
+
+    /// Notes what ties devices of it together, as far as it does not know it.
+    pub(crate) fn learn(&self, reasons: Vec<Reason>) {
+        let mut state = self.state.lock();
+        for reason in reasons {
+            if !state.reasons.contains(&reason) {
+                state.reasons.push(reason);
+            }
+        }
     }
 
     /// The reserved regions of its devices, in order of their addresses, those of one type that touch or overlap as one

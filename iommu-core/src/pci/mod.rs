@@ -2,9 +2,16 @@
 
 mod alias;
 mod grouping;
+mod quirk;
+mod quirk_table;
+mod reason;
+mod report;
 mod scan;
 mod topology;
 
-pub(crate) use alias::dma_aliases;
-pub use grouping::{Reason, groups};
-pub use topology::{AcsFlags, Node, PortType, Topology};
+pub use grouping::groups;
+pub use quirk::{Quirk, QuirkRule};
+pub use quirk_table::{QUIRKS, QUIRKS_UNDER_LINUX};
+pub use reason::{AcsGap, Reason, Shared, explain, outline};
+pub use report::{Report, ReportError, ReportProblem};
+pub use topology::{AcsFlags, BridgeFlags, DeviceId, Node, NodeQuirks, PortType, Topology};

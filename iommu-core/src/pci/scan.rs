@@ -4,35 +4,40 @@ use alloc::vec::Vec;
 
 use platform::pci::{ConfigSpace, PciAddress};
 
-use super::topology::{AcsFlags, Node, PortType, Topology};
+use super::quirk::{Quirk, QuirkRule};
+use super::topology::{AcsFlags, DeviceId, Node, PortType, Topology};
 
 const HEADER_TYPE: u16 = 0x0c;
 const BUS_NUMBERS: u16 = 0x18;
+const SUBSYSTEM: u16 = 0x2c;
 const CAPABILITIES: u16 = 0x34;
 const EXTENDED_CAPABILITIES: u16 = 0x100;
 const ID_PCI_EXPRESS: u8 = 0x10;
 const ID_ACS: u16 = 0x0d;
 
 impl Topology {
-    /// Reads all functions of a segment: bus 0 and what is behind its bridges.
-    pub fn scan(config: &dyn ConfigSpace, segment: u16) -> Self {
+    /// Reads all functions of a segment: bus 0 and what is behind its bridges. `quirks` are applied ([`Topology::apply`]);
+    /// [`super::QUIRKS`] has those that are known.
+    pub fn scan(config: &dyn ConfigSpace, segment: u16, quirks: &[Quirk]) -> Self {
         let mut topology = Self::new();
         // A bridge that names a bus already read would send us in circles.
         let mut seen = [false; 256];
         let mut buses = Vec::from([0]);
         while let Some(bus) = buses.pop() {
             if !core::mem::replace(&mut seen[usize::from(bus)], true) {
-                scan_bus(config, segment, bus, |node| {
+                scan_bus(config, segment, bus, |address, multifunction| {
+                    let node = Node { multifunction, ..Node::read(config, address, quirks) };
                     buses.extend(node.secondary_bus);
                     topology.insert(node);
                 });
             }
         }
+        topology.apply(quirks);
         topology
     }
 }
 
-fn scan_bus(config: &dyn ConfigSpace, segment: u16, bus: u8, mut found: impl FnMut(Node)) {
+fn scan_bus(config: &dyn ConfigSpace, segment: u16, bus: u8, mut found: impl FnMut(PciAddress, bool)) {
     for device in 0..32 {
         let first = PciAddress::new(segment, bus, device, 0);
         if absent(config, first) {
@@ -42,7 +47,7 @@ fn scan_bus(config: &dyn ConfigSpace, segment: u16, bus: u8, mut found: impl FnM
         for function in 0..if multifunction { 8 } else { 1 } {
             let address = PciAddress::new(segment, bus, device, function);
             if !absent(config, address) {
-                found(read(config, address, multifunction));
+                found(address, multifunction);
             }
         }
     }
@@ -52,17 +57,36 @@ fn absent(config: &dyn ConfigSpace, address: PciAddress) -> bool {
     matches!(config.read32(address, 0) & 0xffff, 0xffff | 0)
 }
 
-fn read(config: &dyn ConfigSpace, address: PciAddress, multifunction: bool) -> Node {
-    let bridge = config.read32(address, HEADER_TYPE) >> 16 & 0x7f == 1;
-    let secondary = (config.read32(address, BUS_NUMBERS) >> 8) as u8;
-    Node {
-        address,
-        class: config.read32(address, 0x08) >> 8,
-        port_type: port_type(config, address),
-        multifunction,
-        // A bridge that nobody has numbered has nothing behind it.
-        secondary_bus: (bridge && secondary != 0).then_some(secondary),
-        acs: acs(config, address),
+impl Node {
+    /// Reads one function that is there. Of `quirks` only what changes how its registers are read is heeded
+    /// ([`QuirkRule::AcsControlInDword`]). Whether its slot has several functions is what its own header says.
+    pub fn read(config: &dyn ConfigSpace, address: PciAddress, quirks: &[Quirk]) -> Self {
+        let header = config.read32(address, HEADER_TYPE) >> 16;
+        let bridge = header & 0x7f == 1;
+        let secondary = (config.read32(address, BUS_NUMBERS) >> 8) as u8;
+        let halves = |word: u32| (word as u16, (word >> 16) as u16);
+        let (vendor, device) = halves(config.read32(address, 0));
+        let subsystem = (header & 0x7f == 0).then(|| halves(config.read32(address, SUBSYSTEM)));
+        let mut node = Self {
+            id: Some(DeviceId { vendor, device, subsystem }),
+            class: config.read32(address, 0x08) >> 8,
+            port_type: port_type(config, address),
+            multifunction: header & 0x80 != 0,
+            // A bridge that nobody has numbered has nothing behind it.
+            secondary_bus: (bridge && secondary != 0).then_some(secondary),
+            ..Self::new(address)
+        };
+        node.acs = acs(config, address, |at| {
+            let in_dword = |quirk: &Quirk| quirk.rule == QuirkRule::AcsControlInDword && quirk.fits(&node);
+            let capability = config.read32(address, at + 4);
+            let control = match quirks.iter().any(in_dword) {
+                true => config.read32(address, (at + 8) & 0xffc),
+                false => capability >> 16,
+            };
+            let flags = |bits: u32| AcsFlags::from_bits_truncate(bits as u16);
+            (flags(capability), flags(control))
+        });
+        node
     }
 }
 
@@ -100,7 +124,8 @@ fn capability(config: &dyn ConfigSpace, address: PciAddress, id: u8) -> Option<u
     None
 }
 
-fn acs(config: &dyn ConfigSpace, address: PciAddress) -> Option<(AcsFlags, AcsFlags)> {
+/// Finds the ACS capability and reads it.
+fn acs<T>(config: &dyn ConfigSpace, address: PciAddress, read: impl FnOnce(u16) -> T) -> Option<T> {
     let mut at = EXTENDED_CAPABILITIES;
     for _ in 0..(4096 - 256) / 8 {
         let header = config.read32(address, at);
@@ -108,9 +133,7 @@ fn acs(config: &dyn ConfigSpace, address: PciAddress) -> Option<(AcsFlags, AcsFl
             return None;
         }
         if header as u16 == ID_ACS {
-            let registers = config.read32(address, at + 4);
-            let flags = |bits: u32| AcsFlags::from_bits_truncate(bits as u16);
-            return Some((flags(registers), flags(registers >> 16)));
+            return Some(read(at));
         }
         at = (header >> 20) as u16 & 0xffc;
         if at < EXTENDED_CAPABILITIES {

@@ -1,12 +1,15 @@
 //! A PCI tree as a value: filled from config space, from a file, or by hand. It reads no hardware.
 
-use alloc::collections::BTreeMap;
+use alloc::collections::{BTreeMap, BTreeSet};
+use alloc::vec::Vec;
 
 use platform::pci::PciAddress;
 
+use super::reason::AcsGap;
+
 bitflags::bitflags! {
     /// Access Control Services, with the bits of the capability (PCI Express, section 7.7.8).
-    #[derive(Clone, Copy, PartialEq, Eq, Hash, Debug, Default)]
+    #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug, Default)]
     pub struct AcsFlags: u16 {
         /// Source Validation.
         const SV = 1 << 0;
@@ -23,6 +26,17 @@ bitflags::bitflags! {
         /// Direct Translated P2P.
         const DT = 1 << 6;
     }
+
+    /// What is known of a bridge that its configuration space does not say.
+    #[derive(Clone, Copy, PartialEq, Eq, Hash, Debug, Default)]
+    pub struct BridgeFlags: u8 {
+        /// The IOMMU sits at this bridge, so names are not changed above it (Linux: `PCI_DEV_FLAGS_BRIDGE_XLATE_ROOT`).
+        const XLATE_ROOT = 1 << 0;
+        /// It is a bridge from PCI Express that does not say so (Linux: `PCI_DEV_FLAG_PCIE_BRIDGE_ALIAS`).
+        const PCIE_BRIDGE_ALIAS = 1 << 1;
+        /// It leaves the names of requests as they are (Linux: `PCI_DEV_FLAGS_PCI_BRIDGE_NO_ALIAS`).
+        const NO_ALIAS = 1 << 2;
+    }
 }
 
 impl AcsFlags {
@@ -31,7 +45,7 @@ impl AcsFlags {
 }
 
 /// What a function is on PCI Express.
-#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
 pub enum PortType {
     /// Conventional PCI: no PCI Express capability.
     Conventional,
@@ -53,11 +67,39 @@ pub enum PortType {
     PciToPcie,
 }
 
+/// Who made a function, and what it is.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
+pub struct DeviceId {
+    /// Vendor.
+    pub vendor: u16,
+    /// The vendor's number of the device.
+    pub device: u16,
+    /// Vendor and device of the card that it is on. `None` for bridges, and where nobody has read it.
+    pub subsystem: Option<(u16, u16)>,
+}
+
+/// What is known of a function that its configuration space does not say: [`Topology::apply`] fills it in.
+#[derive(Clone, PartialEq, Eq, Debug, Default)]
+pub struct NodeQuirks {
+    /// The services that hold here, whatever the capability says (Linux: `pci_dev_specific_acs_enabled`).
+    pub acs: Option<AcsFlags>,
+    /// Devices and functions of its bus whose names its requests may carry as well, as configuration space numbers them
+    /// (Linux: `dma_alias_mask`).
+    pub aliases: BTreeSet<u8>,
+    /// What is special about a bridge.
+    pub bridge: BridgeFlags,
+    /// Who makes its requests on the bus, where that is another function (Linux: `pci_real_dma_dev`): what is behind
+    /// Intel's VMD is seen by the IOMMU as the VMD.
+    pub real_dma_device: Option<PciAddress>,
+}
+
 /// One function.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct Node {
     /// Where it is.
     pub address: PciAddress,
+    /// Who made it, if that is known.
+    pub id: Option<DeviceId>,
     /// Class code: base class in 23:16, subclass in 15:8, interface in 7:0.
     pub class: u32,
     /// What it is on PCI Express.
@@ -68,26 +110,52 @@ pub struct Node {
     pub secondary_bus: Option<u8>,
     /// Access Control Services: what the function has and what is switched on. `None` without the capability.
     pub acs: Option<(AcsFlags, AcsFlags)>,
+    /// What its configuration space does not say.
+    pub quirks: NodeQuirks,
 }
 
 impl Node {
-    /// Whether all of `flags` hold here (Linux: `pci_acs_enabled`). What the capability does not offer cannot happen, so it
-    /// counts as set; Egress Control alone does not.
-    pub(crate) fn acs_enabled(&self, flags: AcsFlags) -> bool {
-        let set = |acs: Option<(AcsFlags, AcsFlags)>| {
-            acs.is_some_and(|(capability, control)| {
-                let wanted = flags & (capability | AcsFlags::EC);
-                control.contains(wanted)
-            })
+    /// A PCI Express endpoint that is alone in its slot, of which nothing else is known.
+    pub fn new(address: PciAddress) -> Self {
+        Self {
+            address,
+            id: None,
+            class: 0,
+            port_type: PortType::Endpoint,
+            multifunction: false,
+            secondary_bus: None,
+            acs: None,
+            quirks: NodeQuirks::default(),
+        }
+    }
+
+    /// What the function lacks to keep its peers apart; `None` when it does (Linux: `pci_acs_enabled` with
+    /// `REQ_ACS_FLAGS`). What the capability does not offer cannot happen, so it counts as set.
+    #[doc(alias = "pci_acs_enabled")]
+    pub fn acs_gap(&self) -> Option<AcsGap> {
+        let wanted = AcsFlags::ISOLATED;
+        let off = |on: AcsFlags, offered: AcsFlags| {
+            let missing = wanted & offered & !on;
+            (!missing.is_empty()).then_some(AcsGap::Off(missing))
         };
+        if let Some(provided) = self.quirks.acs {
+            return off(provided, AcsFlags::all());
+        }
         match self.port_type {
             PortType::Conventional | PortType::PcieToPci | PortType::PciToPcie | PortType::EventCollector => {
-                false
+                return Some(AcsGap::NotPossible(self.port_type));
             }
-            PortType::RootPort | PortType::DownstreamPort => set(self.acs),
+            PortType::RootPort | PortType::DownstreamPort => {}
             // Nobody behind or beside a single function can be reached without leaving it.
-            _ if !self.multifunction => true,
-            _ => set(self.acs),
+            PortType::Endpoint | PortType::RootComplexEndpoint | PortType::UpstreamPort => {
+                if !self.multifunction {
+                    return None;
+                }
+            }
+        }
+        match self.acs {
+            Some((offered, on)) => off(on, offered),
+            None => Some(AcsGap::NoCapability),
         }
     }
 
@@ -95,14 +163,6 @@ impl Node {
     pub(crate) fn leads_to(&self) -> Option<(u16, u8)> {
         let own = self.address.id.bus();
         self.secondary_bus.filter(|&bus| bus != own).map(|bus| (self.address.segment, bus))
-    }
-
-    /// Which of `flags` are missing, for people.
-    pub(crate) fn acs_missing(&self, flags: AcsFlags) -> AcsFlags {
-        match self.acs {
-            Some((capability, control)) => flags & (capability | AcsFlags::EC) & !control,
-            None => flags,
-        }
     }
 }
 
@@ -128,6 +188,25 @@ impl Topology {
         self.nodes.get(&address)
     }
 
+    pub(crate) fn get_mut(&mut self, address: PciAddress) -> Option<&mut Node> {
+        self.nodes.get_mut(&address)
+    }
+
+    /// Marks the functions of slots that show themselves to have several: by two that are there, or by one that is not the
+    /// first.
+    pub(crate) fn infer_slots(&mut self) {
+        let several: Vec<_> = self
+            .iter()
+            .filter(|node| node.address.id.function() != 0 || self.siblings(node).next().is_some())
+            .map(|node| node.address)
+            .collect();
+        for address in several {
+            if let Some(node) = self.nodes.get_mut(&address) {
+                node.multifunction = true;
+            }
+        }
+    }
+
     /// All functions, in order of their addresses.
     pub fn iter(&self) -> impl Iterator<Item = &Node> {
         self.nodes.values()
@@ -142,9 +221,13 @@ impl Topology {
 
     /// The other functions of the same slot.
     pub(crate) fn siblings<'a>(&'a self, node: &'a Node) -> impl Iterator<Item = &'a Node> {
-        self.iter().filter(move |other| {
-            let (a, b) = (other.address, node.address);
-            a != b && a.segment == b.segment && a.id.bus() == b.id.bus() && a.id.device() == b.id.device()
-        })
+        let slot = |function| {
+            let (segment, id) = (node.address.segment, node.address.id);
+            PciAddress::new(segment, id.bus(), id.device(), function)
+        };
+        self.nodes
+            .range(slot(0)..=slot(7))
+            .map(|(_, node)| node)
+            .filter(|other| other.address != node.address)
     }
 }

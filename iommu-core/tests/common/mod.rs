@@ -140,14 +140,7 @@ pub fn unmap_page(device: &Device, at: DmaAddr) -> Result<(), Quarantined> {
 
 /// A PCI Express endpoint with one function.
 pub fn endpoint(address: PciAddress) -> Node {
-    Node {
-        address,
-        class: 0x02_00_00,
-        port_type: PortType::Endpoint,
-        multifunction: false,
-        secondary_bus: None,
-        acs: None,
-    }
+    Node { class: 0x02_00_00, ..Node::new(address) }
 }
 
 /// A bridge or port to `secondary`.

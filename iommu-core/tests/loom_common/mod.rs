@@ -4,7 +4,7 @@
 use std::sync::Arc;
 
 use dma_api::{Attrs, Device, Direction, DmaError};
-use iommu_core::pci::{Node, PortType, Topology};
+use iommu_core::pci::{Node, Topology};
 use iommu_core::{
     AttachError, Capability, DomainError, DomainOps, Iommu, IommuOps, ProbeError, Probed, Settings, SyncError,
 };
@@ -161,14 +161,7 @@ pub fn boot(last: u64, lazy: bool) -> (Machine, Arc<Device>) {
     let iommu = Arc::new(Iommu::new(Arc::new(Host::default()), settings, None));
     iommu.register(Arc::new(Toy { table: table.clone() }));
     let mut topology = Topology::new();
-    topology.insert(Node {
-        address: NIC,
-        class: 0,
-        port_type: PortType::Endpoint,
-        multifunction: false,
-        secondary_bus: None,
-        acs: None,
-    });
+    topology.insert(Node::new(NIC));
     iommu.probe(&topology, |_| false).unwrap();
     // SAFETY: there is no device that could touch anything.
     let device = unsafe { iommu.group_of(NIC).unwrap().bind_trusted(NIC) }.unwrap();
