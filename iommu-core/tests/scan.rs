@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
-use iommu_core::pci::{AcsFlags, PortType, QUIRKS, Topology, groups};
+use iommu_core::pci::{AcsFlags, DeviceId, PortType, QUIRKS, Topology, groups};
 use platform::pci::{ConfigSpace, PciAddress};
 
 /// Functions as their words; whoever is not there reads as ones.
@@ -165,4 +165,42 @@ fn whatever_configuration_space_says_a_scan_ends() {
         assert!(topology.iter().count() <= 1 << 16);
         assert!(fake.reads.load(Ordering::Relaxed) < 1 << 26);
     }
+}
+
+#[test]
+fn ids_are_read_and_what_is_known_of_them_applied() {
+    let marvell = at(0, 1, 0);
+    let fake = Fake::default()
+        .function(marvell, 0x01_06_01, 0, 1)
+        .word(marvell, 0x00, 0x9123_1b4b)
+        .word(marvell, 0x2c, 0x02bb_9005)
+        .bridge(at(0, 2, 0), 4, 3);
+    let topology = Topology::scan(&fake, 2, QUIRKS);
+    let id = |address| topology.get(address).unwrap().id;
+    assert_eq!(
+        id(marvell),
+        Some(DeviceId { vendor: 0x1b4b, device: 0x9123, subsystem: Some((0x9005, 0x02bb)) })
+    );
+    assert_eq!(
+        id(at(0, 2, 0)),
+        Some(DeviceId { vendor: 0x1022, device: 0x1234, subsystem: None }),
+        "a bridge"
+    );
+    assert_eq!(topology.dma_aliases(marvell), [at(0, 1, 1)]);
+    assert_eq!(Topology::scan(&fake, 2, &[]).dma_aliases(marvell), []);
+}
+
+#[test]
+fn sunrise_points_control_register_is_a_word_further() {
+    let port = |device: u32| {
+        let fake = Fake::default()
+            .bridge(at(0, 1, 0), 4, 3)
+            .word(at(0, 1, 0), 0x00, device << 16 | 0x8086)
+            .word(at(0, 1, 0), 0x100, 0x1_000d)
+            .word(at(0, 1, 0), 0x104, 0b000_0001 << 16 | 0b000_1111)
+            .word(at(0, 1, 0), 0x108, 0b000_1101);
+        Topology::scan(&fake, 2, QUIRKS).get(at(0, 1, 0)).unwrap().acs.unwrap().1
+    };
+    assert_eq!(port(0xa110), AcsFlags::SV | AcsFlags::RR | AcsFlags::CR);
+    assert_eq!(port(0xa330), AcsFlags::SV);
 }
