@@ -119,6 +119,26 @@ impl<F: Format> Entries<F> {
         words::store_rising(self.words(table, index, count), first, step);
     }
 
+    /// The same until an entry comes that is not empty, and says how many that are.
+    #[inline]
+    pub(crate) fn store_rising_if_zero(
+        self,
+        table: PhysAddr,
+        index: usize,
+        count: usize,
+        first: u64,
+        step: u64,
+    ) -> usize {
+        #[cfg(not(loom))]
+        if F::ENTRY_BYTES == 4 {
+            let empty = |n: &usize| self.load(table, index + n, Ordering::Relaxed) == 0;
+            let count = (0..count).take_while(empty).count();
+            self.store_rising(table, index, count, first, step);
+            return count;
+        }
+        words::store_rising_if_zero(self.words(table, index, count), first, step)
+    }
+
     /// Stores one entry `count` times. Relaxed, as `store_rising`.
     #[inline]
     pub(crate) fn fill(self, table: PhysAddr, index: usize, count: usize, entry: u64) {

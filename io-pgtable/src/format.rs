@@ -102,6 +102,16 @@ pub trait Format: Copy + fmt::Debug + Send + Sync + 'static {
     /// Reads an entry of level `level`.
     fn decode(&self, entry: u64, level: u32) -> Decoded;
 
+    /// The table that an entry leads to, if that is what it is. As [`Format::decode`] says of each entry that the engine writes;
+    /// a format may say it shorter.
+    #[inline(always)]
+    fn table(&self, entry: u64, level: u32) -> Option<PhysAddr> {
+        match self.decode(entry, level) {
+            Decoded::Table(table) => Some(table),
+            Decoded::Empty | Decoded::Leaf { .. } => None,
+        }
+    }
+
     /// Whether a page with these rights can be written. Read or write at least, for every format.
     #[inline]
     fn accepts(&self, prot: Prot) -> bool {

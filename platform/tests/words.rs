@@ -58,6 +58,27 @@ fn store_rising_counts() {
 }
 
 #[test]
+fn store_rising_if_zero_stops_at_the_first_other_word() {
+    for step in [0, 1, 0x0123_4567_89ab_cdef_u64] {
+        let value = |n: usize| (u64::MAX - 5).wrapping_add(step.wrapping_mul(n as u64));
+        each_slice(|slice| {
+            words::fill(slice, 0);
+            assert_eq!(words::store_rising_if_zero(slice, value(0), step), slice.len());
+            assert_eq!(values(slice), (0..slice.len()).map(value).collect::<Vec<_>>());
+            for stop in 0..slice.len() {
+                words::fill(slice, 0);
+                slice[stop].store(1 << (stop % 64), Ordering::Relaxed);
+                assert_eq!(words::store_rising_if_zero(slice, value(0), step), stop);
+                let left = values(slice);
+                assert_eq!(left[..stop], (0..stop).map(value).collect::<Vec<_>>());
+                assert_eq!(left[stop], 1 << (stop % 64));
+                assert!(left[stop + 1..].iter().all(|word| *word == 0));
+            }
+        });
+    }
+}
+
+#[test]
 fn clear_matching_stops_at_the_first_other_word() {
     let (mask, value) = (0x8000_0001_0000_0801, 0x8000_0000_0000_0001);
     each_slice(|slice| {

@@ -61,21 +61,18 @@ impl<F: Format> PageTable<F> {
         // Copies: each acquire would read them again.
         let (entries, format) = (self.entries, self.format);
         let (mut table, mut level) = (root.phys, root.level);
-        let mut level_shift = F::level_shift(level);
-        let mut index = (address >> level_shift) as usize;
-        loop {
-            match format.decode(entries.load(table, index, Ordering::Acquire), level) {
-                Decoded::Table(below) if level > 1 => (table, level) = (below, level - 1),
-                Decoded::Empty | Decoded::Table(_) => return None,
-                Decoded::Leaf { phys, shift, prot } => {
-                    let page_size = 1u64 << shift;
-                    let phys = phys.wrapping_add(iova.offset_in(page_size));
-                    return Some(Translation { phys, page_size, prot });
-                }
-            }
-            level_shift -= F::INDEX_BITS;
-            index = (address >> level_shift) as usize & (Self::TABLE_ENTRIES - 1);
+        let (mut index, mut below) = Self::indices(address, level);
+        let mut entry = entries.load(table, index, Ordering::Acquire);
+        while level > 1
+            && let Some(next) = format.table(entry, level)
+        {
+            (table, level) = (next, level - 1);
+            (index, below) = Self::next_index(below);
+            entry = entries.load(table, index, Ordering::Acquire);
         }
+        let Decoded::Leaf { phys, shift, prot } = format.decode(entry, level) else { return None };
+        let page_size = 1u64 << shift;
+        Some(Translation { phys: phys.wrapping_add(iova.offset_in(page_size)), page_size, prot })
     }
 
     /// Shows every page that a range meets, in order.

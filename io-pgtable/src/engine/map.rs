@@ -55,14 +55,13 @@ impl<F: Format> PageTable<F> {
     ) -> Mapped {
         if count == 1 {
             // The smallest apart, so that all about it is constant.
-            let shift = page_size.trailing_zeros();
             let done = if page_size == 1 << F::GRANULE_SHIFT {
-                self.map_entry(iova, phys, F::GRANULE_SHIFT, 1, prot)
-            } else if self.shape.page_sizes.contains(page_size) {
-                let level = F::leaf_level(shift);
-                shift == F::level_shift(level) && self.map_entry(iova, phys, shift, level, prot)
+                self.single.contains(1 << F::GRANULE_SHIFT)
+                    && self.map_entry(iova, phys, F::GRANULE_SHIFT, 1, prot)
             } else {
-                false
+                let shift = page_size.trailing_zeros();
+                self.single.contains(page_size)
+                    && self.map_entry(iova, phys, shift, F::leaf_level(shift), prot)
             };
             if done {
                 return (page_size, Ok(()));
@@ -76,16 +75,12 @@ impl<F: Format> PageTable<F> {
     #[inline(always)]
     fn map_entry(&self, iova: DmaAddr, phys: PhysAddr, shift: u32, level: u32, prot: Prot) -> bool {
         let span = (1u64 << shift) - 1;
-        let fits = (iova.get() | phys.get()) & span == 0 && phys.get() | span <= self.max_phys.get();
-        if !fits
-            || self.shape.page_sizes.bits() & (1 << shift) == 0
-            || self.cache.is_some()
-            || !self.format.accepts(prot)
-        {
+        if (iova.get() | phys.get()) & span != 0 || phys > self.max_phys || !self.format.accepts(prot) {
             return false;
         }
         let root = self.root();
-        let Some(address) = self.looked_up(root, iova.get(), span) else { return false };
+        // A page at a multiple of its size, of a level that is there, is in the table whole or not at all; in memory too.
+        let Some(address) = self.looked_up(root, iova.get(), 0) else { return false };
         let Some((table, index)) = self.table_at(root, address, level) else { return false };
         if self.entries.load(table, index, Ordering::Relaxed) != 0 {
             return false;
@@ -306,72 +301,90 @@ impl<F: Format> PageTable<F> {
             let index = Self::index_below(root, piece.iova, level);
             let pages = ((end - index) >> slot_bits).min((piece.len >> shift) as usize);
             // What is in a table made here is the caller's own range.
-            if fresh || self.are_empty(table, index, pages << slot_bits) {
-                self.write_pages(table, index, pages, piece, shift);
-                done += (pages as u64) << shift;
-                piece.advance((pages as u64) << shift);
-                continue;
-            }
-            // Something is there: page by page up to it.
-            for page in 0..pages {
-                let index = index + (page << slot_bits);
-                if self.are_empty(table, index, 1 << slot_bits) {
-                    self.write_pages(table, index, 1, piece, shift);
-                } else {
-                    let (part, result) =
-                        self.map_around(root, table, Piece { len: 1 << shift, ..piece }, shift);
-                    if result.is_err() {
-                        return (done + part, result);
-                    }
+            let written = self.write_pages(table, index, pages, piece, shift, fresh);
+            let mut bytes = (written as u64) << shift;
+            done += bytes;
+            piece.advance(bytes);
+            if written < pages {
+                // Something is there.
+                let page = Piece { len: 1 << shift, ..piece };
+                let result;
+                (bytes, result) = self.map_around(root, table, page, shift);
+                done += bytes;
+                piece.advance(bytes);
+                if result.is_err() {
+                    return (done, result);
                 }
-                done += 1 << shift;
-                piece.advance(1 << shift);
             }
         }
         (done, Ok(()))
     }
 
+    /// Writes pages of 2^`shift` bytes until one comes whose entries are not all empty, and says how many that are; all, when
+    /// the table is known to be empty there.
     #[inline]
-    fn are_empty(&self, table: PhysAddr, index: usize, count: usize) -> bool {
-        if count == 1 {
-            return self.entries.load(table, index, Ordering::Relaxed) == 0;
-        }
-        self.entries.all_zero(table, index, count)
-    }
-
-    /// Writes the entries of so many pages of 2^`shift` bytes.
-    #[inline]
-    pub(super) fn write_pages(&self, table: PhysAddr, index: usize, pages: usize, piece: Piece, shift: u32) {
+    pub(super) fn write_pages(
+        &self,
+        table: PhysAddr,
+        index: usize,
+        pages: usize,
+        piece: Piece,
+        shift: u32,
+        empty: bool,
+    ) -> usize {
         let level = F::leaf_level(shift);
         let slot_shift = F::level_shift(level);
         let slots = 1usize << (shift - slot_shift);
-        let leaf = |phys: PhysAddr| self.format.leaf(phys, shift, level, piece.prot);
-        let count = pages * slots;
+        let leaf = |slot: usize| {
+            let phys = piece.phys.wrapping_add((slot as u64) << slot_shift);
+            self.format.leaf(phys, shift, level, piece.prot)
+        };
         // The memory's contents, zeros included, are there before a device can reach them.
         fence(Ordering::Release);
-        if slots > 1 && !F::OWN_ADDRESS {
-            for page in 0..pages {
-                let phys = piece.phys.wrapping_add((page as u64) << shift);
-                self.entries.fill(table, index + page * slots, slots, leaf(phys));
-            }
-            return self.wrote(table, index, count);
-        }
-        let at = |n: usize| piece.phys.wrapping_add((n as u64) << slot_shift);
-        let first = leaf(at(0));
-        if count == 1 {
-            self.entries.store(table, index, first, Ordering::Relaxed);
-            return self.wrote(table, index, 1);
-        }
-        let step = leaf(at(1)).wrapping_sub(first);
-        // Where the address has two places in the entry, a run that carries from one to the other does not rise evenly.
-        if leaf(at(count - 1)) == first.wrapping_add(step.wrapping_mul(count as u64 - 1)) {
-            self.entries.store_rising(table, index, count, first, step);
+        let written = if slots == 1 {
+            self.write_rising(table, index, pages, leaf, empty)
         } else {
-            for n in 0..count {
-                self.entries.store(table, index + n, leaf(at(n)), Ordering::Relaxed);
-            }
+            // A page is written whole or not at all: hardware may remember all of it for one of its entries.
+            let written = (0..pages).take_while(|page| {
+                let (slot, at) = (page * slots, index + page * slots);
+                let empty = empty || self.entries.all_zero(table, at, slots);
+                if empty && F::OWN_ADDRESS {
+                    self.write_rising(table, at, slots, |n| leaf(slot + n), true);
+                } else if empty {
+                    self.entries.fill(table, at, slots, leaf(slot));
+                }
+                empty
+            });
+            written.count()
+        };
+        self.wrote(table, index, written * slots);
+        written
+    }
+
+    /// Writes `count` entries, or those before the first that is not empty.
+    #[inline]
+    fn write_rising(
+        &self,
+        table: PhysAddr,
+        index: usize,
+        count: usize,
+        leaf: impl Fn(usize) -> u64,
+        empty: bool,
+    ) -> usize {
+        let first = leaf(0);
+        let step = leaf(1).wrapping_sub(first);
+        // Where the address has two places in the entry, a run that carries from one to the other does not rise evenly.
+        if leaf(count - 1) != first.wrapping_add(step.wrapping_mul(count as u64 - 1)) {
+            let is_free = |n: usize| empty || self.entries.load(table, index + n, Ordering::Relaxed) == 0;
+            let count = (0..count).take_while(|n| is_free(*n)).count();
+            (0..count).for_each(|n| self.entries.store(table, index + n, leaf(n), Ordering::Relaxed));
+            return count;
         }
-        self.wrote(table, index, count);
+        if empty {
+            self.entries.store_rising(table, index, count, first, step);
+            return count;
+        }
+        self.entries.store_rising_if_zero(table, index, count, first, step)
     }
 
     /// Maps a page of 2^`shift` bytes, whose entries in `table` are not all empty, as smaller ones: where an unmap has emptied

@@ -31,6 +31,8 @@ pub struct PageTable<F: Format> {
     format: F,
     entries: Entries<F>,
     shape: Shape,
+    /// The page sizes that are one entry, for the shortest way; none, when entries must be written back.
+    single: PageSizes,
     /// The bits that a top looks up, by its level.
     masks: [u64; LEVEL_MASK as usize + 1],
     /// Where the I/O addresses begin, in an order in which they are one range.
@@ -118,6 +120,9 @@ impl<F: Format> PageTable<F> {
             Upper::Sign => !low_bits(bits - 1),
         };
         let entries = Entries::new(frames.window());
+        let cache = if cfg.coherent_walk { None } else { cache };
+        let of_levels = (1..=F::MAX_LEVEL).fold(0, |bits, level| bits | 1 << F::level_shift(level));
+        let single = PageSizes::from_bits(if cache.is_none() { of_levels } else { 0 });
         let limit = PhysAddr::new(low_bits(shape.table_bits.min(cfg.oas)));
         let size = Self::top_bytes(shape.top_bits);
         let top = FrameRequest { size, align: size, limit };
@@ -129,10 +134,11 @@ impl<F: Format> PageTable<F> {
             format,
             entries,
             shape,
+            single: single.intersection(shape.page_sizes),
             max_phys: PhysAddr::new(low_bits(output_bits)),
             table_request: FrameRequest { size: Self::TABLE_BYTES, align: Self::TABLE_BYTES, limit },
             frames,
-            cache: if cfg.coherent_walk { None } else { cache },
+            cache,
             growth: if F::GROWS { change_top.map(Growth::new) } else { None },
             pages: AtomicUsize::new(1),
         };
@@ -195,22 +201,30 @@ impl<F: Format> PageTable<F> {
         // Copies: each acquire would read them again.
         let (entries, format) = (self.entries, self.format);
         let (mut table, mut level) = (root.phys, root.level);
-        let mut shift = F::level_shift(level);
-        let mut index = (iova >> shift) as usize;
+        let (mut index, mut below) = Self::indices(iova, level);
         if level < lowest {
             return None;
         }
         while level > lowest {
             // Acquire: what is behind a pointer was written before it.
-            match format.decode(entries.load(table, index, Ordering::Acquire), level) {
-                Decoded::Table(below) => table = below,
-                _ => return None,
-            }
+            table = format.table(entries.load(table, index, Ordering::Acquire), level)?;
             level -= 1;
-            shift -= F::INDEX_BITS;
-            index = (iova >> shift) as usize & (Self::TABLE_ENTRIES - 1);
+            (index, below) = Self::next_index(below);
         }
         Some((table, index))
+    }
+
+    /// The index in a top of `level`, for the bits that are looked up; and the bits below it, from the highest bit of the word on.
+    #[inline(always)]
+    fn indices(iova: u64, level: u32) -> (usize, u64) {
+        let shift = F::level_shift(level);
+        ((iova >> shift) as usize, iova << (64 - shift))
+    }
+
+    /// The index in the next lower table, and the bits below it. Always the same shifts, whatever the level is.
+    #[inline(always)]
+    fn next_index(below: u64) -> (usize, u64) {
+        ((below >> (64 - F::INDEX_BITS)) as usize, below << F::INDEX_BITS)
     }
 
     /// The index in a table below the top, for the bits that are looked up.

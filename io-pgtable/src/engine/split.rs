@@ -50,7 +50,7 @@ impl<F: Format> PageTable<F> {
     fn replace_by_table(&self, page: Page, shift: u32) -> Result<Split, SplitError> {
         let table = self.frames.alloc(self.table_request).map_err(|_| SplitError::OutOfMemory)?;
         let piece = Piece { iova: page.iova, phys: page.phys, len: 1 << page.shift, prot: page.prot };
-        self.write_pages(table, 0, 1 << (page.shift - shift), piece, shift);
+        self.write_pages(table, 0, 1 << (page.shift - shift), piece, shift, true);
         let mut marked = false;
         let mut entry = self.entries.load(page.table, page.index, Ordering::Relaxed);
         loop {

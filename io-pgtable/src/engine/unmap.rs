@@ -30,13 +30,18 @@ impl Unmapping<'_, '_> {
 impl<F: Format> PageTable<F> {
     #[inline]
     pub(super) fn unmap_to(&self, iova: DmaAddr, len: u64, gather: &mut IotlbGather<'_>) -> u64 {
-        let root = self.root();
-        let Some(span) = len.checked_sub(1) else { return 0 };
-        let Some(first) = self.looked_up(root, iova.get(), span) else { return 0 };
-        if len & span == 0 && first & span == 0 && self.unmap_entry(root, first, len) {
+        if self.unmap_entry(iova, len) {
             gather.add_range(iova, len);
             return len;
         }
+        self.unmap_any(iova, len, gather)
+    }
+
+    #[inline(never)]
+    fn unmap_any(&self, iova: DmaAddr, len: u64, gather: &mut IotlbGather<'_>) -> u64 {
+        let root = self.root();
+        let Some(span) = len.checked_sub(1) else { return 0 };
+        let Some(first) = self.looked_up(root, iova.get(), span) else { return 0 };
         let (table, level) = self.lowest_around(root, first, first + span);
         let mut range = Unmapping { root, first, len, done: 0, tables: 0, gather };
         self.unmap_below(table, level, &mut range);
@@ -49,11 +54,17 @@ impl<F: Format> PageTable<F> {
     }
 
     /// The usual call: a page of one entry, which is there as such. Returns whether it was so; if not, nothing is done.
-    #[inline]
-    fn unmap_entry(&self, root: Root, iova: u64, size: u64) -> bool {
+    #[inline(always)]
+    fn unmap_entry(&self, iova: DmaAddr, size: u64) -> bool {
+        if !self.single.contains(size) || iova.get() & (size - 1) != 0 {
+            return false;
+        }
+        let root = self.root();
+        // A page at a multiple of its size, of a level that is there, is in the table whole or not at all.
+        let Some(address) = self.looked_up(root, iova.get(), 0) else { return false };
         let (table, index) = if size == 1 << F::GRANULE_SHIFT {
             // The smallest apart, so that all about it is constant.
-            let Some((table, index)) = self.table_at(root, iova, 1) else { return false };
+            let Some((table, index)) = self.table_at(root, address, 1) else { return false };
             let (mask, value) = self.format.page_pattern();
             if self.entries.load(table, index, Ordering::Relaxed) & mask != value {
                 return false;
@@ -61,11 +72,8 @@ impl<F: Format> PageTable<F> {
             (table, index)
         } else {
             let shift = size.trailing_zeros();
-            if !self.shape.page_sizes.contains(size) || shift != F::level_shift(F::leaf_level(shift)) {
-                return false;
-            }
             let level = F::leaf_level(shift);
-            let Some((table, index)) = self.table_at(root, iova, level) else { return false };
+            let Some((table, index)) = self.table_at(root, address, level) else { return false };
             let entry = self.entries.load(table, index, Ordering::Relaxed);
             match self.format.decode(entry, level) {
                 Decoded::Leaf { shift: found, .. } if found == shift => (table, index),
@@ -73,7 +81,6 @@ impl<F: Format> PageTable<F> {
             }
         };
         self.entries.store(table, index, 0, Ordering::Relaxed);
-        self.wrote(table, index, 1);
         true
     }
 

@@ -117,6 +117,14 @@ impl Format for AmdV1 {
         Decoded::Leaf { phys: PhysAddr::new(address & !((1u64 << shift) - 1)), shift, prot }
     }
 
+    #[inline(always)]
+    fn table(&self, entry: u64, level: u32) -> Option<PhysAddr> {
+        // The engine leaves no level out.
+        let next_level = (u64::from(level) - 1) << NEXT_LEVEL_SHIFT;
+        let leads_down = level > 1 && entry & (PRESENT | 7 << NEXT_LEVEL_SHIFT) == PRESENT | next_level;
+        leads_down.then(|| PhysAddr::new(entry & self.address))
+    }
+
     #[inline]
     fn page_pattern(&self) -> (u64, u64) {
         (PRESENT | 7 << NEXT_LEVEL_SHIFT, PRESENT)

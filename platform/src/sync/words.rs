@@ -4,6 +4,9 @@
 //! is one access for whoever reads a word (with AVX the whole is; without, processors split it into its halves). Elsewhere, in
 //! models, under Miri, and with `--cfg sanitize_words` (for builds with a sanitizer, which does not see into assembly) it is
 //! relaxed atomics. Orders are the caller's, by fences.
+//!
+//! Not more than 16 bytes at a time: how a processor cuts a longer access nobody promises, and a kernel that has saved the
+//! registers of SSE may not have saved more. On a core that stores one vector or two words in a cycle it is no loss.
 
 use super::atomic::{AtomicU64, Ordering};
 
@@ -28,6 +31,12 @@ pub fn fill(words: &[AtomicU64], value: u64) {
 #[inline]
 pub fn store_rising(words: &[AtomicU64], first: u64, step: u64) {
     bulk::store_rising(words, first, step);
+}
+
+/// The same until a word comes that is not zero, and says how many were stored.
+#[inline]
+pub fn store_rising_if_zero(words: &[AtomicU64], first: u64, step: u64) -> usize {
+    bulk::store_rising_if_zero(words, first, step)
 }
 
 /// Stores zero to each word until one comes whose bits under `mask` are not `value`, and says how many that are.
@@ -59,6 +68,19 @@ mod one_by_one {
     }
 
     #[inline]
+    pub(super) fn store_rising_if_zero(words: &[AtomicU64], first: u64, step: u64) -> usize {
+        let mut value = first;
+        for (index, word) in words.iter().enumerate() {
+            if word.load(Ordering::Relaxed) != 0 {
+                return index;
+            }
+            word.store(value, Ordering::Relaxed);
+            value = value.wrapping_add(step);
+        }
+        words.len()
+    }
+
+    #[inline]
     pub(super) fn clear_matching(words: &[AtomicU64], mask: u64, value: u64) -> usize {
         for (index, word) in words.iter().enumerate() {
             if word.load(Ordering::Relaxed) & mask != value {
@@ -77,9 +99,12 @@ mod sse2 {
 
     use super::{AtomicU64, one_by_one};
 
-    /// Words before the first that is aligned to 16 bytes, whole blocks of `BLOCK` words, and the rest.
+    /// Words of a block: 64 bytes.
+    const BLOCK: usize = 8;
+
+    /// Words before the first that is aligned to 16 bytes, whole blocks, and the rest.
     #[inline]
-    fn parts<const BLOCK: usize>(words: &[AtomicU64]) -> (&[AtomicU64], &[AtomicU64], &[AtomicU64]) {
+    fn parts(words: &[AtomicU64]) -> (&[AtomicU64], &[AtomicU64], &[AtomicU64]) {
         let head = (words.as_ptr().addr() / size_of::<u64>() % 2).min(words.len());
         let (head, rest) = words.split_at(head);
         let (blocks, tail) = rest.split_at(rest.len() / BLOCK * BLOCK);
@@ -88,7 +113,7 @@ mod sse2 {
 
     #[inline]
     pub(super) fn all_zero(words: &[AtomicU64]) -> bool {
-        let (head, blocks, tail) = parts::<8>(words);
+        let (head, blocks, tail) = parts(words);
         if !one_by_one::all_zero(head) || !one_by_one::all_zero(tail) {
             return false;
         }
@@ -127,7 +152,7 @@ mod sse2 {
 
     #[inline]
     pub(super) fn store_rising(words: &[AtomicU64], first: u64, step: u64) {
-        let (head, blocks, tail) = parts::<8>(words);
+        let (head, blocks, tail) = parts(words);
         one_by_one::store_rising(head, first, step);
         let mut value = first.wrapping_add(step.wrapping_mul(head.len() as u64));
         if !blocks.is_empty() {
@@ -175,8 +200,80 @@ mod sse2 {
     }
 
     #[inline]
+    pub(super) fn store_rising_if_zero(words: &[AtomicU64], first: u64, step: u64) -> usize {
+        let (head, blocks, tail) = parts(words);
+        let mut stored = one_by_one::store_rising_if_zero(head, first, step);
+        if stored < head.len() {
+            return stored;
+        }
+        let value = |stored: usize| first.wrapping_add(step.wrapping_mul(stored as u64));
+        if !blocks.is_empty() {
+            let first = blocks.as_ptr();
+            let stopped: *const AtomicU64;
+            // SAFETY: reads and writes words of `blocks`, which are a multiple of 64 bytes, more than none, aligned to 16 bytes.
+            // They are atomics, so they may change behind a shared reference, and each aligned half of a 16-byte access is one
+            // access.
+            unsafe {
+                asm!(
+                    // The first two values, the next two, and four steps twice.
+                    "movq {v0}, {value}",
+                    "movq {by}, {step}",
+                    "punpcklqdq {v0}, {v0}",
+                    "punpcklqdq {by}, {by}",
+                    "movdqa {v1}, {by}",
+                    "pslldq {v1}, 8",
+                    "paddq {v0}, {v1}",
+                    "paddq {by}, {by}",
+                    "movdqa {v1}, {v0}",
+                    "paddq {v1}, {by}",
+                    "paddq {by}, {by}",
+                    "pxor {zero}, {zero}",
+                    "2:",
+                    "movdqa {any}, xmmword ptr [{at}]",
+                    "por {any}, xmmword ptr [{at} + 16]",
+                    "por {any}, xmmword ptr [{at} + 32]",
+                    "por {any}, xmmword ptr [{at} + 48]",
+                    "pcmpeqb {any}, {zero}",
+                    "pmovmskb {equal:e}, {any}",
+                    "cmp {equal:e}, 0xffff",
+                    "jne 3f",
+                    "movdqa xmmword ptr [{at}], {v0}",
+                    "paddq {v0}, {by}",
+                    "movdqa xmmword ptr [{at} + 16], {v1}",
+                    "paddq {v1}, {by}",
+                    "movdqa xmmword ptr [{at} + 32], {v0}",
+                    "paddq {v0}, {by}",
+                    "movdqa xmmword ptr [{at} + 48], {v1}",
+                    "paddq {v1}, {by}",
+                    "add {at}, 64",
+                    "cmp {at}, {end}",
+                    "jne 2b",
+                    "3:",
+                    at = inout(reg) first => stopped,
+                    end = in(reg) blocks.as_ptr_range().end,
+                    value = in(reg) value(stored),
+                    step = in(reg) step,
+                    equal = out(reg) _,
+                    v0 = out(xmm_reg) _,
+                    v1 = out(xmm_reg) _,
+                    by = out(xmm_reg) _,
+                    any = out(xmm_reg) _,
+                    zero = out(xmm_reg) _,
+                    options(nostack),
+                );
+            }
+            let done = (stopped.addr() - first.addr()) / size_of::<u64>();
+            stored += done;
+            if done < blocks.len() {
+                return stored + one_by_one::store_rising_if_zero(&blocks[done..], value(stored), step);
+            }
+        }
+        stored + one_by_one::store_rising_if_zero(tail, value(stored), step)
+    }
+
+    #[inline]
     pub(super) fn clear_matching(words: &[AtomicU64], mask: u64, value: u64) -> usize {
-        let (head, blocks, tail) = parts::<4>(words);
+        let (head, blocks, tail) = parts(words);
         let mut cleared = one_by_one::clear_matching(head, mask, value);
         if cleared < head.len() {
             return cleared;
@@ -184,7 +281,7 @@ mod sse2 {
         if !blocks.is_empty() {
             let first = blocks.as_ptr();
             let stopped: *const AtomicU64;
-            // SAFETY: reads and writes words of `blocks`, which are a multiple of 32 bytes, more than none, aligned to 16 bytes.
+            // SAFETY: reads and writes words of `blocks`, which are a multiple of 64 bytes, more than none, aligned to 16 bytes.
             // They are atomics, so they may change behind a shared reference, and each aligned half of a 16-byte access is one
             // access.
             unsafe {
@@ -195,19 +292,28 @@ mod sse2 {
                     "punpcklqdq {value}, {value}",
                     "pxor {zero}, {zero}",
                     "2:",
+                    // Bits in which any word differs.
                     "movdqa {w0}, xmmword ptr [{at}]",
                     "movdqa {w1}, xmmword ptr [{at} + 16]",
+                    "movdqa {w2}, xmmword ptr [{at} + 32]",
+                    "movdqa {w3}, xmmword ptr [{at} + 48]",
+                    "pxor {w0}, {value}",
+                    "pxor {w1}, {value}",
+                    "pxor {w2}, {value}",
+                    "pxor {w3}, {value}",
+                    "por {w0}, {w1}",
+                    "por {w2}, {w3}",
+                    "por {w0}, {w2}",
                     "pand {w0}, {mask}",
-                    "pand {w1}, {mask}",
-                    "pcmpeqd {w0}, {value}",
-                    "pcmpeqd {w1}, {value}",
-                    "pand {w0}, {w1}",
+                    "pcmpeqb {w0}, {zero}",
                     "pmovmskb {equal:e}, {w0}",
                     "cmp {equal:e}, 0xffff",
                     "jne 3f",
                     "movdqa xmmword ptr [{at}], {zero}",
                     "movdqa xmmword ptr [{at} + 16], {zero}",
-                    "add {at}, 32",
+                    "movdqa xmmword ptr [{at} + 32], {zero}",
+                    "movdqa xmmword ptr [{at} + 48], {zero}",
+                    "add {at}, 64",
                     "cmp {at}, {end}",
                     "jne 2b",
                     "3:",
@@ -221,6 +327,8 @@ mod sse2 {
                     zero = out(xmm_reg) _,
                     w0 = out(xmm_reg) _,
                     w1 = out(xmm_reg) _,
+                    w2 = out(xmm_reg) _,
+                    w3 = out(xmm_reg) _,
                     options(nostack),
                 );
             }
