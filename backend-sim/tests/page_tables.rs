@@ -148,7 +148,7 @@ impl Bench {
 
 #[test]
 fn hardware_finds_what_was_mapped_and_nothing_else() {
-    let config = ProptestConfig { cases: 10, failure_persistence: None, ..ProptestConfig::default() };
+    let config = ProptestConfig { cases: 6, failure_persistence: None, ..ProptestConfig::default() };
     proptest!(config, |(steps in steps(), random: u64)| {
         let mut bench = Bench::new();
         let mut model = Model::new();

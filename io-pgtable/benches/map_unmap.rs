@@ -1,13 +1,15 @@
-//! What an operation costs in the table alone, one call each, beside the machine's own limits in the same process: one
-//! uncontended `lock cmpxchg`, plain stores of 256 and of 262,144 entries, a fill. The ratios hold on a noisy machine.
+//! What an operation costs in the table alone, one call each, beside the machine's own limits (`limits`) and page tables of other
+//! crates (`others`) in the same process. The ratios hold on a noisy machine.
 //!
 //! Maps and unmaps are timed apart: a round does as many maps as there are places, then as many unmaps.
 
 mod frames;
+mod limits;
+#[cfg(target_arch = "x86_64")]
+mod others;
 
 use std::hint::black_box;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 use criterion::{Criterion, criterion_group, criterion_main};
@@ -23,29 +25,42 @@ const RW: Prot = Prot::READ.union(Prot::WRITE);
 /// Where mappings lead: not aligned with their I/O addresses to more than they need.
 const PHYS: u64 = 0x1_4000_0000;
 
-fn limits(c: &mut Criterion) {
-    let word = AtomicU64::new(0);
-    c.bench_function("limit: lock cmpxchg", |bencher| {
-        bencher.iter(|| {
-            let seen = word.load(Ordering::Relaxed);
-            black_box(&word).compare_exchange(seen, seen + 1, Ordering::AcqRel, Ordering::Relaxed)
-        });
-    });
-    let mut entries = vec![0u64; 1 << 18];
-    for count in [256, 1 << 18] {
-        c.bench_function(&format!("limit: {count} plain stores"), |bencher| {
-            bencher.iter(|| {
-                let entries = black_box(&mut entries[..count]);
-                for (n, entry) in (0u64..).zip(entries) {
-                    // SAFETY: `entry` is a word of ours. Volatile: each store is one of eight bytes.
-                    unsafe { std::ptr::write_volatile(entry, n << 12 | 1) };
+/// A page table, ours or another's.
+trait Subject {
+    /// Maps `count` pages to [`PHYS`].
+    fn map(&mut self, iova: u64, page_size: u64, count: usize);
+    /// Unmaps what was mapped by one call.
+    fn unmap(&mut self, iova: u64, len: u64);
+}
+
+/// Benches a map of `count` pages and its unmap, at all of these places.
+fn pages(
+    c: &mut Criterion,
+    subject: &mut impl Subject,
+    name: &str,
+    places: &[u64],
+    page_size: u64,
+    count: usize,
+) {
+    let len = page_size * count as u64;
+    for (unmaps, what) in [(false, "map"), (true, "unmap")] {
+        c.bench_function(&format!("{name}: {what}"), |bencher| {
+            bencher.iter_custom(|rounds| {
+                let mut total = Duration::ZERO;
+                let mut left = rounds;
+                while left > 0 {
+                    let places = &places[..places.len().min(left as usize)];
+                    let start = Instant::now();
+                    places.iter().for_each(|iova| subject.map(black_box(*iova), page_size, count));
+                    let mapped = Instant::now();
+                    places.iter().for_each(|iova| subject.unmap(black_box(*iova), len));
+                    total += if unmaps { mapped.elapsed() } else { mapped - start };
+                    left -= places.len() as u64;
                 }
+                total
             });
         });
     }
-    c.bench_function("limit: fill of 256 entries", |bencher| {
-        bencher.iter(|| black_box(&mut entries[..256]).fill(black_box(1)));
-    });
 }
 
 /// A table with its frames. Dynamic, as a domain that is generic would call it.
@@ -62,52 +77,34 @@ impl Bench {
         Self { pool, table, leaks: LeakCounter::new() }
     }
 
-    fn map(&self, iova: u64, page_size: u64, count: usize) {
-        let (iova, phys) = (DmaAddr::new(black_box(iova)), PhysAddr::new(black_box(PHYS)));
+    fn lookups(&mut self, c: &mut Criterion, name: &str, places: &[u64], limits: Option<&str>) {
+        places.iter().for_each(|iova| self.map(*iova, KIB4, 1));
+        let mut next = places.iter().cycle();
+        c.bench_function(&format!("{name}: iova_to_phys"), |bencher| {
+            bencher.iter(|| self.table.iova_to_phys(DmaAddr::new(*next.next().expect("endless") + 0x123)));
+        });
+        if let Some(name) = limits {
+            limits::chases(c, name, &*self.table, places);
+        }
+        places.iter().for_each(|iova| self.unmap(*iova, KIB4));
+    }
+}
+
+impl Subject for Bench {
+    fn map(&mut self, iova: u64, page_size: u64, count: usize) {
+        let (iova, phys) = (DmaAddr::new(iova), PhysAddr::new(black_box(PHYS)));
         // SAFETY: no device walks the table, and no other thread uses it.
         let (done, result) = unsafe { self.table.map_pages(iova, phys, page_size, count, RW) };
         assert!(done == page_size * count as u64 && result.is_ok());
     }
 
     /// Unmaps, and gives tables back without an invalidation.
-    fn unmap(&self, iova: u64, len: u64) {
+    fn unmap(&mut self, iova: u64, len: u64) {
         let mut gather = IotlbGather::new(&self.leaks);
         // SAFETY: as above.
-        assert_eq!(unsafe { self.table.unmap_range(DmaAddr::new(black_box(iova)), len, &mut gather) }, len);
+        assert_eq!(unsafe { self.table.unmap_range(DmaAddr::new(iova), len, &mut gather) }, len);
         // SAFETY: there is no IOMMU.
         let _flushed = unsafe { gather.flushed(&*self.pool) };
-    }
-
-    /// Benches a map of `count` pages and its unmap, at all of these places.
-    fn pages(&self, c: &mut Criterion, name: &str, places: &[u64], page_size: u64, count: usize) {
-        let len = page_size * count as u64;
-        for (unmaps, what) in [(false, "map"), (true, "unmap")] {
-            c.bench_function(&format!("{name}: {what}"), |bencher| {
-                bencher.iter_custom(|rounds| {
-                    let mut total = Duration::ZERO;
-                    let mut left = rounds;
-                    while left > 0 {
-                        let places = &places[..places.len().min(left as usize)];
-                        let start = Instant::now();
-                        places.iter().for_each(|iova| self.map(*iova, page_size, count));
-                        let mapped = Instant::now();
-                        places.iter().for_each(|iova| self.unmap(*iova, len));
-                        total += if unmaps { mapped.elapsed() } else { mapped - start };
-                        left -= places.len() as u64;
-                    }
-                    total
-                });
-            });
-        }
-    }
-
-    fn lookups(&self, c: &mut Criterion, name: &str, places: &[u64]) {
-        places.iter().for_each(|iova| self.map(*iova, KIB4, 1));
-        let mut next = places.iter().cycle();
-        c.bench_function(&format!("{name}: iova_to_phys"), |bencher| {
-            bencher.iter(|| self.table.iova_to_phys(DmaAddr::new(*next.next().expect("endless") + 0x123)));
-        });
-        places.iter().for_each(|iova| self.unmap(*iova, KIB4));
     }
 }
 
@@ -128,43 +125,91 @@ fn scattered(count: usize, end: u64) -> Vec<u64> {
     order
 }
 
-fn format<F: Format>(c: &mut Criterion, name: &str, cfg: &IoPgtableCfg) {
-    let bench = Bench::new::<F>(cfg);
+/// So many places, the same way apart.
+fn places(base: u64, step: u64, count: u64) -> Vec<u64> {
+    (0..count).map(|n| base + n * step).collect()
+}
+
+const BASE: u64 = 0x12_0000_0000;
+
+/// Places for 4 KiB pages in one table. A neighbour keeps it.
+fn singles(subject: &mut impl Subject) -> Vec<u64> {
+    subject.map(BASE + GIB1 - KIB4, KIB4, 1);
+    subject.map(BASE + GIB1 - MIB2 - KIB4, KIB4, 1);
+    places(BASE + GIB1 - MIB2, KIB4, 256)
+}
+
+/// Halves of a few tables, which a CPU's first cache holds. A neighbour in the other half keeps each.
+fn halves(subject: &mut impl Subject) -> Vec<u64> {
+    let halves = places(BASE + 200 * GIB1 + MIB1, MIB2, 8);
+    halves.iter().for_each(|half| subject.map(half - KIB4, KIB4, 1));
+    halves
+}
+
+/// Places all over 64 GiB whose tables are there.
+fn wide(subject: &mut impl Subject) -> Vec<u64> {
+    let wide = scattered(1 << 14, 64 * GIB1);
+    wide.iter().for_each(|iova| subject.map(*iova, KIB4, 1));
+    wide.iter().for_each(|iova| subject.unmap(*iova, KIB4));
+    wide
+}
+
+/// Benches a format; one of four levels of nine bits at 12 beside the loads that this takes at least.
+fn format<F: Format>(c: &mut Criterion, name: &str, cfg: &IoPgtableCfg, limits: bool) {
+    let mut bench = Bench::new::<F>(cfg);
     let sizes = bench.table.page_sizes();
     let name = |row: &str| format!("{name}: {row}");
-    // A neighbour in each table keeps it: places are all over 63 of 64 parts.
-    let places =
-        |base: u64, step: u64, count: u64| -> Vec<u64> { (0..count).map(|n| base + n * step).collect() };
-    let base = 0x12_0000_0000;
-    bench.map(base + GIB1 - KIB4, KIB4, 1);
-    bench.map(base + GIB1 - MIB2 - KIB4, KIB4, 1);
-    bench.pages(c, &name("1x4K"), &places(base + GIB1 - MIB2, KIB4, 256), KIB4, 1);
-    // Halves of a few tables, which a CPU's first cache holds; a neighbour in the other half.
-    let halves = places(base + 200 * GIB1 + MIB1, MIB2, 8);
-    halves.iter().for_each(|half| bench.map(half - KIB4, KIB4, 1));
-    bench.pages(c, &name("256x4K"), &halves, KIB4, 256);
-    if sizes.contains(MIB1) {
-        bench.pages(c, &name("1 MiB as one contiguous entry"), &halves, MIB1, 1);
+    let singles = singles(&mut bench);
+    if limits {
+        limits::chases(c, "in one table", &*bench.table, &singles);
     }
-    bench.pages(c, &name("1x2M"), &places(base, MIB2, 256), MIB2, 1);
-    bench.pages(c, &name("1x1G"), &places(base + GIB1, GIB1, 64), GIB1, 1);
-    let far = base + 128 * GIB1;
+    pages(c, &mut bench, &name("1x4K"), &singles, KIB4, 1);
+    let halves = halves(&mut bench);
+    pages(c, &mut bench, &name("256x4K"), &halves, KIB4, 256);
+    if sizes.contains(MIB1) {
+        pages(c, &mut bench, &name("1 MiB as one contiguous entry"), &halves, MIB1, 1);
+    }
+    pages(c, &mut bench, &name("1x2M"), &places(BASE, MIB2, 256), MIB2, 1);
+    pages(c, &mut bench, &name("1x1G"), &places(BASE + GIB1, GIB1, 64), GIB1, 1);
+    let far = BASE + 128 * GIB1;
     bench.map(far + GIB1, KIB4, 1);
-    bench.pages(c, &name("1 GiB as 4K, tables come and go"), &[far], KIB4, 1 << 18);
-    let wide = scattered(1 << 14, 64 * GIB1);
-    // Tables are there.
-    wide.iter().for_each(|iova| bench.map(*iova, KIB4, 1));
-    wide.iter().for_each(|iova| bench.unmap(*iova, KIB4));
-    bench.pages(c, &name("random 4K in 64 GiB"), &wide, KIB4, 1);
-    bench.lookups(c, &name("random in 1 GiB"), &scattered(1 << 14, GIB1));
-    bench.lookups(c, &name("random in 64 GiB"), &wide);
+    pages(c, &mut bench, &name("1 GiB as 4K, tables come and go"), &[far], KIB4, 1 << 18);
+    let wide = wide(&mut bench);
+    pages(c, &mut bench, &name("random 4K in 64 GiB"), &wide, KIB4, 1);
+    if limits {
+        limits::chases(c, "random in 64 GiB", &*bench.table, &wide);
+    }
+    let near = scattered(1 << 14, GIB1);
+    bench.lookups(c, &name("random in 1 GiB"), &near, limits.then_some("random in 1 GiB"));
+    bench.lookups(c, &name("random in 64 GiB"), &wide, limits.then_some("random in 64 GiB"));
 }
 
 fn formats(c: &mut Criterion) {
-    format::<AmdV1>(c, "AMD v1", &IoPgtableCfg::new(48));
-    format::<X86_64>(c, "x86-64", &IoPgtableCfg::new(48).with_quirks(Quirks::SIGN_EXTEND));
-    format::<RiscV>(c, "RISC-V Sv48", &IoPgtableCfg::new(48));
+    format::<AmdV1>(c, "AMD v1", &IoPgtableCfg::new(48), true);
+    format::<X86_64>(c, "x86-64", &IoPgtableCfg::new(48).with_quirks(Quirks::SIGN_EXTEND), false);
+    format::<RiscV>(c, "RISC-V Sv48", &IoPgtableCfg::new(48), false);
 }
 
-criterion_group!(benches, limits, formats);
+#[cfg(target_arch = "x86_64")]
+fn others(c: &mut Criterion) {
+    other(c, "page_table_multiarch (x86-64)", others::Multiarch::new());
+    other(c, "x86_64, one page a call", others::X86::new());
+    other(c, "aarch64-paging (stage 2)", others::Aarch64::new());
+}
+
+#[cfg(target_arch = "x86_64")]
+fn other(c: &mut Criterion, name: &str, mut subject: impl Subject) {
+    let name = |row: &str| format!("{name}: {row}");
+    let singles = singles(&mut subject);
+    pages(c, &mut subject, &name("1x4K"), &singles, KIB4, 1);
+    let halves = halves(&mut subject);
+    pages(c, &mut subject, &name("256x4K"), &halves, KIB4, 256);
+    let wide = wide(&mut subject);
+    pages(c, &mut subject, &name("random 4K in 64 GiB"), &wide, KIB4, 1);
+}
+
+#[cfg(not(target_arch = "x86_64"))]
+fn others(_: &mut Criterion) {}
+
+criterion_group!(benches, limits::words, formats, others);
 criterion_main!(benches);
