@@ -168,7 +168,8 @@ impl<F: Format> Model<F> {
     }
 
     fn map(&mut self, iova: u64, size: u64, count: usize, phys: u64, prot: Prot) {
-        let phys = (phys & (u64::MAX >> (64 - F::OUTPUT_BITS.min(self.cfg.oas)))) / 2 & !(size - 1);
+        let output_bits = F::OUTPUT_BITS.min(self.cfg.oas);
+        let phys = phys >> (65 - output_bits) & !(size - 1);
         let len = size * count as u64;
         let (done, result) = self.bed.map(iova, phys, size, count, prot);
         match result {
@@ -182,7 +183,7 @@ impl<F: Format> Model<F> {
             Err(error @ (MapError::OutOfRange(_) | MapError::OutOfMemory)) => {
                 // All of a run that leaves the table is refused.
                 let leaves = iova.checked_add(len - 1).is_none_or(|end| end > self.ends().1);
-                let leaves = leaves || phys + (len - 1) >> F::OUTPUT_BITS.min(self.cfg.oas) != 0;
+                let leaves = leaves || (phys + (len - 1)) >> output_bits != 0;
                 assert_eq!(matches!(error, MapError::OutOfRange(_)), leaves, "{error}");
                 assert!(done == 0 || !leaves);
             }
@@ -342,8 +343,8 @@ fn filled<F: Format>(cfg: &IoPgtableCfg, entries: u64, choices: &[prop::sample::
     while done < len {
         let fitting: Vec<u64> = (0..64)
             .map(|bit| 1u64 << bit)
-            .filter(|size| sizes.contains(*size) && done % size == 0 && *size <= len - done)
-            .filter(|size| (first + done) % size == 0)
+            .filter(|size| sizes.contains(*size) && *size <= len - done)
+            .filter(|size| (first + done).is_multiple_of(*size))
             .collect();
         let size = fitting[choices.next().expect("a cycle").index(fitting.len())];
         // A run of small pages, so that it does not take all day.

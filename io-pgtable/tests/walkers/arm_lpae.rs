@@ -162,7 +162,7 @@ fn look(regime: &Regime, arena: &Arena, root: Root, iova: u64) -> Looked {
         if (level == 3) != (entry & 2 != 0) || level < 3 && !is_block_level {
             return Err(Fault::Refused("a reserved descriptor"));
         }
-        if address % (1 << shift) != 0 {
+        if !address.is_multiple_of(1 << shift) {
             return Err(Fault::Refused("address bits below a block"));
         }
         if entry >> 10 & 1 == 0 && !regime.hardware_updates {
@@ -197,5 +197,5 @@ fn reach(regime: &Regime, arena: &Arena, table: u64, index: u64, level: u32) -> 
         let entry = arena.read(table + 8 * (first + n));
         entry >> 52 & 1 == 1 && attributes(entry) == expected && regime.address(entry) == base + n * size
     });
-    if whole && base % (size * count) == 0 { size * count } else { size }
+    if whole && base.is_multiple_of(size * count) { size * count } else { size }
 }

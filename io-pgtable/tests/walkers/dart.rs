@@ -71,7 +71,7 @@ fn t8020_page(entry: u64, iova: u64, size: u64) -> Looked {
 }
 
 fn found(base: u64, iova: u64, size: u64, read: bool, write: bool) -> Looked {
-    if base % size != 0 {
+    if !base.is_multiple_of(size) {
         return Err(Fault::Refused("an address below the page size"));
     }
     if !read && !write {

@@ -19,7 +19,7 @@ pub(crate) fn look(arena: &Arena, root: Root, cfg: &IoPgtableCfg, iova: u64) -> 
             3 if shift > 12 && address | 3 == entry => table = address,
             1 if shift < 39 => {
                 let size = 1u64 << shift;
-                if address % size != 0 || entry >> 8 & 3 != 2 || entry & 0xc0 == 0 {
+                if !address.is_multiple_of(size) || entry >> 8 & 3 != 2 || entry & 0xc0 == 0 {
                     return Err(Fault::Refused("no page that Linux writes"));
                 }
                 let (read, write, execute) = (entry & 0x40 != 0, entry & 0x80 != 0, entry >> 53 & 3 == 0);

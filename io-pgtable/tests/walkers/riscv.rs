@@ -47,7 +47,7 @@ pub(crate) fn walk(arena: &Arena, root: Root, cfg: &IoPgtableCfg, iova: u64) -> 
         let bits = if n { 16 } else { 12 + 9 * level };
         let size = 1u64 << bits;
         let base = if n { (ppn & !0xf) << 12 } else { ppn << 12 };
-        if base % size != 0 {
+        if !base.is_multiple_of(size) {
             return Err(Fault::Refused("a misaligned superpage"));
         }
         // Without hardware updates an access to a page without A, or a write to one without D, faults.
