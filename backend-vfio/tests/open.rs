@@ -7,7 +7,7 @@ use common::{AUDIO, BRIDGE, Bed, NIC, NVME};
 use platform::pci::PciAddress;
 
 fn refused(bed: &Bed, address: PciAddress) -> VfioError {
-    bed.open(&[address]).err().expect("it was taken")
+    bed.open(&[address]).expect_err("it was taken")
 }
 
 #[test]

@@ -1,6 +1,7 @@
-//! The project's own commands: `cargo xtask test`, `loom`, `bench`, `mutate`, `sanitize`, `qemu`.
+//! The project's own commands: `cargo xtask test`, `loom`, `bench`, `mutate`, `sanitize`, `qemu`, `vfio`.
 
 mod bench;
+mod debian;
 mod loom;
 mod mutate;
 mod named_files;
@@ -8,6 +9,7 @@ mod qemu;
 mod sanitize;
 mod steps;
 mod test;
+mod vfio;
 mod workspace;
 
 use std::process::ExitCode;
@@ -35,6 +37,8 @@ enum Command {
     Sanitize(sanitize::Options),
     /// Run the tests that need QEMU, on each QEMU; gets them first
     Qemu(qemu::Options),
+    /// Boot Linux under QEMU and run the checks of the VFIO backend there; gets both first
+    Vfio(vfio::Options),
 }
 
 fn main() -> ExitCode {
@@ -45,6 +49,7 @@ fn main() -> ExitCode {
         Command::Mutate(options) => mutate::run(&options),
         Command::Sanitize(options) => sanitize::run(&options),
         Command::Qemu(options) => qemu::run(&options),
+        Command::Vfio(options) => vfio::run(&options),
     };
     match result {
         Ok(()) => ExitCode::SUCCESS,

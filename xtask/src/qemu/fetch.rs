@@ -1,11 +1,11 @@
-//! Getting QEMU: packages of newer Debian suites, unpacked under the target folder. Nothing is installed, and the machine's
-//! own package lists are left alone.
+//! Getting QEMU, from packages of newer Debian suites.
 
 use std::fs;
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
-use std::process::{Command, Stdio};
+use std::process::Command;
 
+use crate::debian::{Apt, read, remove, write};
 use crate::workspace::target;
 
 /// A suite that has a QEMU worth running on.
@@ -26,19 +26,31 @@ const SUITES: [Suite; 2] = [
 const PACKAGE: &str = "qemu-system-x86";
 /// What a folder has at its top, to be started.
 const PROGRAM: &str = "qemu-system-x86_64";
-const KEYRING: &str = "/usr/share/keyrings/debian-archive-keyring.gpg";
 /// The file that is there when a folder is complete; it holds the version.
 const COMPLETE: &str = "version";
 
 /// A QEMU that has been fetched.
-pub(super) struct Fetched {
-    pub(super) folder: PathBuf,
-    pub(super) version: String,
+pub(crate) struct Fetched {
+    pub(crate) folder: PathBuf,
+    pub(crate) version: String,
+}
+
+impl Fetched {
+    /// The emulator, to be started.
+    pub(crate) fn program(&self) -> PathBuf {
+        self.folder.join(PROGRAM)
+    }
 }
 
 /// Fetches what is not there yet and says what is.
 pub(super) fn all() -> Result<Vec<Fetched>, String> {
     SUITES.iter().map(suite).collect()
+}
+
+/// The newest of them alone: what runs a guest.
+pub(crate) fn newest() -> Result<Fetched, String> {
+    let [.., newest] = &SUITES;
+    suite(newest)
 }
 
 fn suite(suite: &Suite) -> Result<Fetched, String> {
@@ -61,20 +73,14 @@ fn suite(suite: &Suite) -> Result<Fetched, String> {
 }
 
 fn unpack(suite: &Suite, work: &Path, folder: &Path) -> Result<(), String> {
-    let apt = Apt::new(suite, work)?;
+    let apt = Apt::new(&[suite.base, suite.name], work)?;
     apt.run(&["update"])?;
     let install = |package: &str| {
         apt.run(&["install", "--yes", "--download-only", "--target-release", suite.name, package])
     };
     // The version that was tried, if it is still there.
     install(&format!("{PACKAGE}=1:{}+*", suite.wanted)).or_else(|_| install(PACKAGE))?;
-    make(folder)?;
-    let archives = apt.archives();
-    let entries = fs::read_dir(&archives).map_err(|error| format!("{}: {error}", archives.display()))?;
-    let packages = entries.flatten().map(|entry| entry.path());
-    for package in packages.filter(|path| path.extension().is_some_and(|extension| extension == "deb")) {
-        quiet(Command::new("dpkg-deb").arg("--extract").arg(&package).arg(folder))?;
-    }
+    apt.unpack(folder)?;
     let launcher = folder.join(PROGRAM);
     write(&launcher, LAUNCHER)?;
     fs::set_permissions(&launcher, fs::Permissions::from_mode(0o755)).map_err(|error| error.to_string())?;
@@ -111,90 +117,4 @@ fn version(program: &Path) -> Result<String, String> {
     version.map(str::to_owned).ok_or_else(|| {
         format!("the unpacked QEMU does not run: {}", String::from_utf8_lossy(&output.stderr).trim())
     })
-}
-
-/// An apt that sees one suite and its base, with all its state in a folder of its own.
-struct Apt {
-    config: PathBuf,
-    work: PathBuf,
-}
-
-impl Apt {
-    fn new(suite: &Suite, work: &Path) -> Result<Self, String> {
-        let mirror = mirror()?;
-        make(&work.join("lists/partial"))?;
-        make(&work.join("archives/partial"))?;
-        // Nothing is installed as far as this apt knows, so the libraries come along.
-        write(&work.join("status"), "")?;
-        let line = |suite: &str| format!("deb [signed-by={KEYRING}] {mirror} {suite} main\n");
-        write(&work.join("sources.list"), &(line(suite.base) + &line(suite.name)))?;
-        let at = work.display();
-        let config = format!(
-            "Dir::Etc::sourcelist \"{at}/sources.list\";\n\
-             Dir::Etc::sourceparts \"-\";\n\
-             Dir::State::lists \"{at}/lists\";\n\
-             Dir::State::status \"{at}/status\";\n\
-             Dir::Cache::archives \"{at}/archives\";\n\
-             Dir::Cache::pkgcache \"\";\n\
-             Dir::Cache::srcpkgcache \"\";\n\
-             APT::Install-Recommends \"false\";\n\
-             APT::Sandbox::User \"\";\n\
-             Acquire::Languages \"none\";\n\
-             Debug::NoLocking \"true\";\n"
-        );
-        let path = work.join("apt.conf");
-        write(&path, &config)?;
-        Ok(Self { config: path, work: work.to_owned() })
-    }
-
-    fn run(&self, arguments: &[&str]) -> Result<(), String> {
-        quiet(Command::new("apt-get").env("APT_CONFIG", &self.config).arg("--quiet=2").args(arguments))
-    }
-
-    fn archives(&self) -> PathBuf {
-        self.work.join("archives")
-    }
-}
-
-/// The Debian mirror that this machine itself uses.
-fn mirror() -> Result<String, String> {
-    let format = ["indextargets", "--format", "$(REPO_URI) $(COMPONENT)", "Created-By: Packages"];
-    let output = Command::new("apt-get").args(format).output().map_err(|error| {
-        format!("apt-get: {error}; without it, name a QEMU in the environment variable BACKEND_QEMU")
-    })?;
-    let text = String::from_utf8_lossy(&output.stdout);
-    let uris = text.lines().filter_map(|line| line.split_whitespace().next());
-    let debian = uris.map(|uri| uri.trim_end_matches('/')).find(|uri| uri.ends_with("/debian"));
-    debian.map(str::to_owned).ok_or_else(|| {
-        "this machine's apt sources name no Debian mirror; name a QEMU in the environment variable BACKEND_QEMU"
-            .into()
-    })
-}
-
-fn quiet(command: &mut Command) -> Result<(), String> {
-    let name = command.get_program().to_string_lossy().into_owned();
-    let output = command.stdin(Stdio::null()).output().map_err(|error| format!("{name}: {error}"))?;
-    if output.status.success() {
-        return Ok(());
-    }
-    Err(format!("{name}: {}", String::from_utf8_lossy(&output.stderr).trim()))
-}
-
-fn make(folder: &Path) -> Result<(), String> {
-    fs::create_dir_all(folder).map_err(|error| format!("{}: {error}", folder.display()))
-}
-
-fn remove(folder: &Path) -> Result<(), String> {
-    if !folder.exists() {
-        return Ok(());
-    }
-    fs::remove_dir_all(folder).map_err(|error| format!("{}: {error}", folder.display()))
-}
-
-fn read(path: &Path) -> Result<String, String> {
-    fs::read_to_string(path).map_err(|error| format!("{}: {error}", path.display()))
-}
-
-fn write(path: &Path, text: &str) -> Result<(), String> {
-    fs::write(path, text).map_err(|error| format!("{}: {error}", path.display()))
 }

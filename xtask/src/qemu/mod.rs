@@ -1,6 +1,6 @@
 //! `cargo xtask qemu`: the tests that run on QEMU's hardware, for each QEMU.
 
-mod fetch;
+pub(crate) mod fetch;
 
 use std::path::PathBuf;
 use std::process::Stdio;
