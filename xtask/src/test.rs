@@ -4,7 +4,7 @@ use clap::Args;
 
 use crate::steps::Steps;
 use crate::workspace::{Package, cargo, packages};
-use crate::{loom, mutate, named_files, sanitize};
+use crate::{loom, mutate, named_files, qemu, sanitize};
 
 #[derive(Args)]
 pub(crate) struct Options {
@@ -50,6 +50,7 @@ pub(crate) fn run(options: &Options) -> Result<(), String> {
     );
     steps.call("loom", || loom::run(&loom::Options::default()));
     steps.call("sanitizers", || sanitize::run(&sanitize::Options::default()));
+    steps.call("QEMU", || qemu::run(&qemu::Options::default()));
     steps.call("mutations", || mutate::run(&mutate::Options::drawn(options.mutations)));
     steps.finish()
 }
