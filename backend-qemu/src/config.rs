@@ -9,14 +9,22 @@ use platform::pci::PciAddress;
 
 use crate::program::{Program, Version};
 
+/// The IOMMU of a machine.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) enum Unit {
+    None,
+    Amd,
+    VtdFirstStage,
+}
+
 /// A machine in words: a PC of type q35, with an AMD IOMMU unless it is told otherwise, and with the devices that are added.
 ///
-/// Devices on the root bus have the device numbers that their callers give, from 2 on: the IOMMU takes 1.
+/// Devices on the root bus have the device numbers that their callers give, from 2 on: the AMD IOMMU takes 1.
 #[derive(Clone, Debug)]
 pub struct Config {
     pub(crate) program: Option<Program>,
     pub(crate) memory: u64,
-    pub(crate) iommu: bool,
+    pub(crate) iommu: Unit,
     pub(crate) iommu_options: Vec<String>,
     pub(crate) driver: amd_vi::Config,
     pub(crate) devices: Vec<OsString>,
@@ -26,13 +34,18 @@ pub struct Config {
     pub(crate) tick: Duration,
 }
 
+/// From here on the AMD IOMMU's `dma-remap` is what `pt` was.
+const REMAPPING_IS_AN_OPTION: Version = Version::new(10, 2, 0);
+/// From here on the options of Intel's scalable mode have no `x-`.
+const SCALABLE_MODE_IS_STABLE: Version = Version::new(11, 0, 0);
+
 impl Config {
     /// A q35 machine with 256 MiB of memory and an AMD IOMMU.
     pub fn q35() -> Self {
         Self {
             program: None,
             memory: 256 << 20,
-            iommu: true,
+            iommu: Unit::Amd,
             iommu_options: Vec::new(),
             driver: amd_vi::Config::default(),
             devices: Vec::new(),
@@ -60,7 +73,16 @@ impl Config {
     /// Without an IOMMU.
     #[must_use]
     pub fn without_iommu(mut self) -> Self {
-        self.iommu = false;
+        self.iommu = Unit::None;
+        self
+    }
+
+    /// With Intel's IOMMU (VT-d) in scalable mode with first-stage tables, registers at FED9_0000h, instead of AMD's. There is no
+    /// driver for it here: who asks for it brings it up through [`crate::QemuMachine::registers`], and until he does DMA is not
+    /// translated.
+    #[must_use]
+    pub fn vtd_first_stage(mut self) -> Self {
+        self.iommu = Unit::VtdFirstStage;
         self
     }
 
@@ -150,15 +172,19 @@ impl Config {
         arguments.extend(text("-monitor none"));
         // Option ROMs are for processors.
         arguments.extend(text("-global pci-device.romfile="));
-        if self.iommu {
+        let unit = match self.iommu {
+            Unit::None => None,
             // Without it QEMU emulates the IOMMU and passes DMA by.
-            const REMAPPING: Version = Version::new(10, 2, 0);
-            let remapping = if version < REMAPPING { "pt=off" } else { "dma-remap=on" };
-            let mut device = format!("amd-iommu,{remapping}");
-            for option in &self.iommu_options {
-                device.push(',');
-                device.push_str(option);
+            Unit::Amd if version < REMAPPING_IS_AN_OPTION => Some("amd-iommu,pt=off"),
+            Unit::Amd => Some("amd-iommu,dma-remap=on"),
+            Unit::VtdFirstStage if version < SCALABLE_MODE_IS_STABLE => {
+                Some("intel-iommu,x-scalable-mode=on,x-flts=on")
             }
+            Unit::VtdFirstStage => Some("intel-iommu,scalable-mode=on,fsts=on"),
+        };
+        if let Some(unit) = unit {
+            let options = self.iommu_options.iter().map(String::as_str);
+            let device = std::iter::once(unit).chain(options).collect::<Vec<_>>().join(",");
             arguments.extend(["-device".into(), device.into()]);
         }
         arguments.extend(self.devices.iter().cloned());

@@ -13,7 +13,7 @@ use platform::{FreeFrameChanged, Mmio, OutOfFrames, PhysAddr, Platform};
 use swiotlb::{PoolTooSmall, Swiotlb, SwiotlbDma};
 
 use crate::acpi::{AcpiError, AcpiTables};
-use crate::config::Config;
+use crate::config::{Config, Unit};
 use crate::config_space::QemuConfigSpace;
 use crate::edu::{Edu, EduBench, EduError};
 use crate::enumerate::{Bars, enumerate};
@@ -144,7 +144,7 @@ impl QemuMachine {
             version,
             memory: config.memory,
         };
-        if config.iommu {
+        if config.iommu == Unit::Amd {
             machine.bring_iommu_up(dyn_platform, &config)?;
         }
         machine.health()?;
@@ -187,6 +187,12 @@ impl QemuMachine {
     /// Memory and time.
     pub fn platform(&self) -> &Arc<QemuPlatform> {
         &self.platform
+    }
+
+    /// The registers at a physical address, `len` bytes of them: what is no function's, such as an IOMMU's. Where nothing is,
+    /// reads are zeros.
+    pub fn registers(&self, base: PhysAddr, len: usize) -> Arc<dyn Mmio> {
+        Arc::new(QtestMmio { qtest: Arc::clone(&self.qtest), base: base.get(), len })
     }
 
     /// The ACPI tables that QEMU made.
@@ -318,8 +324,7 @@ fn halting_firmware() -> std::io::Result<std::fs::File> {
 
 impl Hardware for QemuMachine {
     fn map_mmio(&self, base: PhysAddr, len: u64) -> Option<Arc<dyn Mmio>> {
-        let len = usize::try_from(len).ok()?;
-        Some(Arc::new(QtestMmio { qtest: Arc::clone(&self.qtest), base: base.get(), len }))
+        Some(self.registers(base, usize::try_from(len).ok()?))
     }
 
     fn config_space(&self) -> &dyn ConfigSpace {

@@ -1,0 +1,188 @@
+//! x86-64 page tables as QEMU's Intel IOMMU reads them, as the first stage of VT-d's scalable mode. The unit is brought up here
+//! with as little as it takes; registers and structures are the specification's (Intel Virtualization Technology for Directed
+//! I/O, chapters 9 to 11).
+
+mod common;
+
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::time::Duration;
+
+use backend_qemu::{Config, Edu, QemuMachine};
+use common::{EDU, PAGE, RW, start};
+use io_pgtable::{IoPageTable, IoPgtableCfg, PageTable, X86_64};
+use platform::time::poll_until;
+use platform::{DmaAddr, FrameRequest, Frames, IotlbGather, LeakCounter, Mmio, PhysAddr, Platform, Prot};
+
+const BASE: PhysAddr = PhysAddr::new(0xfed9_0000);
+const GLOBAL_COMMAND: usize = 0x18;
+const GLOBAL_STATUS: usize = 0x1c;
+const ROOT_TABLE: usize = 0x20;
+const QUEUE_TAIL: usize = 0x88;
+const QUEUE_ADDRESS: usize = 0x90;
+const TRANSLATION: u32 = 1 << 31;
+const SET_ROOT: u32 = 1 << 30;
+const QUEUED_INVALIDATION: u32 = 1 << 26;
+
+const DOMAIN: u64 = 5;
+const GIB: u64 = 1 << 30;
+const SOON: Duration = Duration::from_secs(10);
+
+/// The unit, with edu behind it in a table of 48 bits.
+struct Unit {
+    machine: QemuMachine,
+    edu: Edu,
+    registers: Arc<dyn Mmio>,
+    queue: PhysAddr,
+    tail: u64,
+    done: PhysAddr,
+    table: PageTable<X86_64>,
+    leaks: LeakCounter,
+}
+
+impl Unit {
+    fn start() -> Option<Self> {
+        let config = Config::q35().memory(2 * GIB).vtd_first_stage().edu(EDU.id.device());
+        let machine = start(config)?;
+        let platform: Arc<dyn Platform> = machine.platform().clone();
+        let frame = || platform.alloc(FrameRequest::ONE).unwrap();
+        let word = |at: PhysAddr, index: u64, value: u64| {
+            // SAFETY: the frames are this test's; the unit reads whole words.
+            unsafe { platform.window().word(at.wrapping_add(8 * index)) }.store(value, Ordering::Relaxed);
+        };
+        let table = PageTable::<X86_64>::new(platform.clone(), &IoPgtableCfg::new(48)).unwrap();
+        // Root entry of bus 0, context entry of devices 0 to 15 (32 bytes each), PASID directory, PASID entry 0 (64 bytes).
+        let (root, context, directory, pasids) = (frame(), frame(), frame(), frame());
+        const PRESENT: u64 = 1;
+        word(root, 0, context.get() | PRESENT);
+        word(context, 4 * u64::from(EDU.id.devfn()), directory.get() | PRESENT);
+        word(directory, 0, pasids.get() | PRESENT);
+        // PGTT 1 (first stage); AW 2, which QEMU looks at here too; the domain; FSPTPTR, four levels.
+        word(pasids, 0, PRESENT | 2 << 2 | 1 << 6);
+        word(pasids, 1, DOMAIN);
+        word(pasids, 2, table.root().phys.get());
+        let registers = machine.registers(BASE, 0x1000);
+        let (queue, done) = (frame(), frame());
+        // TTM 1: scalable mode. The queue: one page of descriptors of 256 bits.
+        registers.write64(ROOT_TABLE, root.get() | 1 << 10);
+        registers.write64(QUEUE_ADDRESS, queue.get() | 1 << 11);
+        let edu = Edu::new(machine.function(EDU).unwrap()).unwrap();
+        let leaks = LeakCounter::default();
+        let mut unit = Self { machine, edu, registers, queue, tail: 0, done, table, leaks };
+        unit.command(SET_ROOT, SET_ROOT);
+        unit.command(QUEUED_INVALIDATION, QUEUED_INVALIDATION);
+        unit.invalidate();
+        // What is not one-shot is written each time.
+        unit.command(QUEUED_INVALIDATION | TRANSLATION, TRANSLATION);
+        Some(unit)
+    }
+
+    fn command(&self, command: u32, status: u32) {
+        self.registers.write32(GLOBAL_COMMAND, command);
+        let clock = &**self.machine.platform();
+        poll_until(clock, SOON, || self.registers.read32(GLOBAL_STATUS) & status != 0).unwrap();
+    }
+
+    /// Drops everything that the unit remembers, and waits.
+    fn invalidate(&mut self) {
+        const GLOBAL: u64 = 1 << 4;
+        const STORE: u64 = 1 << 5;
+        self.put(self.done, 0);
+        // Context cache; PASID cache, all of it; IOTLB; a wait that stores 1.
+        let done = self.done.get();
+        let descriptors = [[1 | GLOBAL, 0], [7 | 3 << 4, 0], [2 | GLOBAL, 0], [5 | STORE | 1 << 32, done]];
+        for descriptor in descriptors {
+            for (index, value) in descriptor.into_iter().enumerate() {
+                self.put(self.queue.wrapping_add(self.tail + 8 * index as u64), value);
+            }
+            self.tail = (self.tail + 32) % PAGE as u64;
+        }
+        self.registers.write64(QUEUE_TAIL, self.tail);
+        poll_until(&**self.machine.platform(), SOON, || self.word(self.done) as u32 == 1).unwrap();
+    }
+
+    fn put(&self, at: PhysAddr, value: u64) {
+        // SAFETY: every frame of this test is its own as long as it runs; devices access whole words.
+        unsafe { self.machine.platform().window().word(at) }.store(value, Ordering::Relaxed);
+    }
+
+    fn word(&self, at: PhysAddr) -> u64 {
+        // SAFETY: as in `put`.
+        unsafe { self.machine.platform().window().word(at) }.load(Ordering::Relaxed)
+    }
+
+    fn frame_below(&self, last: u64) -> PhysAddr {
+        let request = FrameRequest { limit: PhysAddr::new(last), ..FrameRequest::ONE };
+        self.machine.platform().alloc(request).unwrap()
+    }
+
+    fn map(&mut self, at: u64, phys: u64, size: u64, prot: Prot) {
+        // SAFETY: the memory is this test's as long as it runs.
+        let mapped = unsafe { self.table.map_pages(DmaAddr::new(at), PhysAddr::new(phys), size, 1, prot) };
+        assert_eq!(mapped, (size, Ok(())));
+        self.invalidate();
+    }
+
+    fn unmap(&mut self, at: u64, size: u64) {
+        let mut gather = IotlbGather::new(&self.leaks);
+        // SAFETY: one thread.
+        assert_eq!(unsafe { self.table.unmap_range(DmaAddr::new(at), size, &mut gather) }, size);
+        // The tables that it holds stay: nobody counts them here.
+        drop(gather);
+        self.invalidate();
+    }
+
+    /// Whether a word that edu reads at `from` can be written by it at `to`.
+    fn copies(&self, from: u64, to: u64) {
+        let clock = &**self.machine.platform();
+        self.edu.read(clock, DmaAddr::new(from), 0, 8).unwrap();
+        self.edu.write(clock, DmaAddr::new(to), 0, 8).unwrap();
+    }
+}
+
+/// Each size, in the first and the last frame of the page: what may be read and written is, what may be read only is not
+/// written, and beside it and afterwards there is nothing.
+#[test]
+fn every_page_size_and_permission_of_the_first_stage() {
+    const HOME: u64 = 0x10_0000;
+    let Some(mut unit) = Unit::start() else { return };
+    let home = unit.frame_below(u64::MAX);
+    unit.map(HOME, home.get(), PAGE as u64, RW);
+    let mut value = 0x0102_0304_0506_0708_u64;
+    let mut next = move || {
+        value = value.rotate_left(9) ^ 0x5555;
+        value
+    };
+    for (size, phys) in [(PAGE as u64, 256 << 20), (2 << 20, 512 << 20), (GIB, GIB)] {
+        let iova = 0x7f00_0000_0000;
+        let mut frames = vec![unit.frame_below(phys + PAGE as u64 - 1)];
+        if size > PAGE as u64 {
+            frames.push(unit.frame_below(phys + size - 1));
+        }
+        for frame in frames {
+            let at = iova + (frame.get() - phys);
+            for prot in [RW, Prot::READ] {
+                unit.map(iova, phys, size, prot);
+                let (old, new) = (next(), next());
+                unit.put(frame, old);
+                unit.copies(at, HOME);
+                assert_eq!(unit.word(home), old, "reading {size:#x} bytes with {prot:?}");
+                unit.put(home, new);
+                unit.copies(HOME, at);
+                let expected = if prot == RW { new } else { old };
+                assert_eq!(unit.word(frame), expected, "writing {size:#x} bytes with {prot:?}");
+                for beside in [iova - 8, iova + size] {
+                    unit.put(home, new);
+                    unit.copies(HOME, beside);
+                    unit.copies(beside, HOME);
+                    assert_ne!(unit.word(home), old, "{beside:#x} beside {size:#x} bytes leads somewhere");
+                }
+                unit.unmap(iova, size);
+                unit.put(home, next());
+                unit.copies(HOME, at);
+                assert_eq!(unit.word(frame), expected, "{size:#x} bytes, unmapped");
+            }
+        }
+    }
+    unit.machine.health().unwrap();
+}
