@@ -52,6 +52,15 @@ fn functions_of_a_slot_are_tied_directly() {
 }
 
 #[test]
+fn no_detour_is_told() {
+    let [a, b, c, d, e] = [1, 2, 3, 4, 5].map(|device| at(0, device, 0));
+    let tie = |of, alias| Reason::Alias { of, alias };
+    // Two ways from the first to the last, over one or over two others.
+    let reasons = [tie(a, b), tie(a, c), tie(c, d), tie(d, e), tie(b, e)];
+    assert_eq!(explain(&[a, e], &reasons)[0].why, [tie(a, b), tie(b, e)]);
+}
+
+#[test]
 fn who_is_tied_by_nothing_has_no_reason() {
     let [one, other] = [at(0, 1, 0), at(0, 2, 0)];
     assert_eq!(explain(&[one, other], &[]), [Shared { pair: (one, other), why: vec![] }]);
@@ -147,4 +156,21 @@ fn the_port_nearest_to_the_root_is_named() {
     let gap = AcsGap::Off(AcsFlags::RR | AcsFlags::CR | AcsFlags::UF);
     let below = |of| Reason::PortNotIsolated { of, port: at(0, 1, 0), gap };
     assert_eq!(outline(&members, &reasons), [below(at(1, 0, 0)), below(at(2, 0, 0))]);
+}
+
+#[test]
+fn what_tied_devices_and_is_gone_is_no_reason_any_more() {
+    let bench = Setup { topology: open(), ..Setup::default() }.bench();
+    let devices = (at(3, 0, 0), at(4, 0, 0));
+    let group = bench.group(devices.0);
+    let pair = || group.explain().into_iter().find(|shared| shared.pair == devices).unwrap();
+    assert_eq!(pair().why.len(), 2);
+    bench.iommu.remove(at(0, 1, 0));
+    assert_eq!(pair().why, []);
+    assert_eq!(
+        pair().to_string(),
+        "0000:03:00.0 and 0000:04:00.0 share a group because of a function that is gone"
+    );
+    bench.iommu.probe(&open(), |_| false).unwrap();
+    assert_eq!(pair().why.len(), 2);
 }

@@ -140,8 +140,8 @@ fn amds_southbridge_functions_are_apart_on_the_root_bus_alone() {
         function(0, 5, 0x1111),
     ]);
     assert_eq!(members(&tree).len(), 4);
-    let below = known([port(at(0, 1, 0), 1), function(1, 0, 0x4385), function(1, 2, 0x4383)]);
-    assert_eq!(members(&below).len(), 1);
+    let below = known([isolating(port(at(0, 1, 0), 1)), function(1, 0, 0x4385), function(1, 2, 0x4383)]);
+    assert_eq!(members(&below).len(), 2);
     // Alone in its slot it would count as isolated if it were not conventional.
     let alone = known([Node { multifunction: false, ..function(0, 0, 0x4385) }]);
     assert_eq!(gap(&alone, at(0, 20, 0)), Some(AcsGap::NotPossible(PortType::Conventional)));

@@ -184,13 +184,16 @@ pub struct Shared {
     /// The two, the lower address first.
     pub pair: (PciAddress, PciAddress),
     /// From the first to the second: one reason when they are tied directly, else each ties what the one before has reached
-    /// to something further.
+    /// to something further. Nothing when what tied them is gone.
     pub why: Vec<Reason>,
 }
 
 impl fmt::Display for Shared {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let (one, other) = self.pair;
+        if self.why.is_empty() {
+            return write!(f, "{one} and {other} share a group because of a function that is gone");
+        }
         write!(f, "{one} and {other} share a group because ")?;
         for (index, reason) in self.why.iter().enumerate() {
             write!(f, "{}{reason}", if index == 0 { "" } else { "; and " })?;
