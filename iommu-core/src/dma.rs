@@ -303,14 +303,18 @@ impl IommuDma {
     }
 
     /// Where the granules of a range lead: neighbours for the device need not be neighbours in memory.
-    fn each_granule(&self, address: DmaAddr, len: usize, mut visit: impl FnMut(PhysAddr, usize)) {
+    ///
+    /// # Safety
+    /// The range is of one mapping, which nobody ends meanwhile.
+    unsafe fn each_granule(&self, address: DmaAddr, len: usize, mut visit: impl FnMut(PhysAddr, usize)) {
         let granule = self.cookie().iovas.granule();
         let mut done = 0;
         while done < len {
             let at = address.wrapping_add(done as u64);
             let left = usize::try_from(granule - at.offset_in(granule)).unwrap_or(usize::MAX);
             let part = left.min(len - done);
-            if let Some(phys) = self.domain.iova_to_phys(at) {
+            // SAFETY: the caller's promise.
+            if let Some(phys) = unsafe { self.domain.iova_to_phys_owned(at) } {
                 visit(phys, part);
             }
             done += part;
@@ -324,13 +328,17 @@ impl IommuDma {
     }
 
     /// The bounce buffer behind an I/O address, if there is one.
+    ///
+    /// # Safety
+    /// The address is of a mapping that nobody else ends meanwhile.
     #[inline]
-    fn bounced(&self, parms: &DeviceParms, address: DmaAddr) -> Option<(&Swiotlb, PhysAddr)> {
+    unsafe fn bounced(&self, parms: &DeviceParms, address: DmaAddr) -> Option<(&Swiotlb, PhysAddr)> {
         // Nothing was ever bounced for a device that needs no sync, and asking the table takes time.
         if !parms.needs_sync() {
             return None;
         }
-        let phys = self.domain.iova_to_phys(address)?;
+        // SAFETY: the caller's promise.
+        let phys = unsafe { self.domain.iova_to_phys_owned(address) }?;
         Some((self.pool_of(phys)?, phys))
     }
 }
@@ -427,10 +435,12 @@ unsafe impl DmaMapOps for IommuDma {
         attrs: Attrs,
     ) -> Result<(), Quarantined> {
         trace::event("iommu_dma_unmap_page", address.get(), len as u64);
-        let bounced = self.bounced(parms, address);
+        // SAFETY: the caller's promise: a live mapping, ended once.
+        let bounced = unsafe { self.bounced(parms, address) };
         if !parms.is_coherent()
             && !attrs.intersects(Attrs::SKIP_CPU_SYNC | Attrs::MMIO)
-            && let Some(phys) = self.domain.iova_to_phys(address)
+            // SAFETY: as above.
+            && let Some(phys) = unsafe { self.domain.iova_to_phys_owned(address) }
         {
             self.invalidate(parms, phys, len, dir);
         }
@@ -547,13 +557,15 @@ unsafe impl DmaMapOps for IommuDma {
         if !parms.needs_sync() {
             return;
         }
-        self.each_granule(address, len, |phys, len| {
+        let sync = |phys, len| {
             self.invalidate(parms, phys, len, dir);
             if let Some(pool) = self.pool_of(phys) {
                 // SAFETY: the range is part of a live bounced mapping.
                 unsafe { pool.sync_for_cpu(phys, len, dir) };
             }
-        });
+        };
+        // SAFETY: the caller's promise: part of a live mapping.
+        unsafe { self.each_granule(address, len, sync) };
     }
 
     unsafe fn sync_for_device(&self, parms: &DeviceParms, address: DmaAddr, len: usize, dir: Direction) {
@@ -561,13 +573,15 @@ unsafe impl DmaMapOps for IommuDma {
         if !parms.needs_sync() {
             return;
         }
-        self.each_granule(address, len, |phys, len| {
+        let sync = |phys, len| {
             if let Some(pool) = self.pool_of(phys) {
                 // SAFETY: the range is part of a live bounced mapping.
                 unsafe { pool.sync_for_device(phys, len, dir) };
             }
             self.clean(parms, phys, len);
-        });
+        };
+        // SAFETY: the caller's promise: part of a live mapping.
+        unsafe { self.each_granule(address, len, sync) };
     }
 
     fn dma_supported(&self, parms: &DeviceParms, mask: u64) -> bool {

@@ -5,12 +5,14 @@ use alloc::sync::Arc;
 use platform::sync::Mutex;
 use platform::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use platform::{
-    DmaAddr, Flushed, IotlbGather, LeakCounter, MapError, PageSizes, PhysAddr, Platform, Prot, trace,
+    DmaAddr, Flushed, FrameList, IotlbGather, LeakCounter, MapError, PageSizes, PhysAddr, Platform, Prot,
+    trace,
 };
 
 use crate::cookie::DmaCookie;
 use crate::fault::{Fault, FaultHandler};
 use crate::iopf::IopfQueue;
+use crate::lookups::Lookups;
 use crate::ops::{DirtyError, DomainError, DomainOps, DomainType, IommuOps, SyncError};
 
 /// A domain (Linux: `struct iommu_domain`).
@@ -27,6 +29,7 @@ pub struct Domain {
     aperture: (DmaAddr, DmaAddr),
     needs_sync_map: bool,
     leaks: LeakCounter,
+    lookups: Lookups,
     full_flushes: AtomicU64,
     /// What the DMA API keeps, in a domain of its own.
     cookie: Option<Arc<DmaCookie>>,
@@ -56,6 +59,7 @@ impl Domain {
             aperture: ops.aperture(),
             needs_sync_map: ops.needs_sync_map(),
             leaks: LeakCounter::new(),
+            lookups: Lookups::default(),
             full_flushes: AtomicU64::new(0),
             handlers: Mutex::default(),
             kind,
@@ -237,12 +241,25 @@ impl Domain {
     /// [`SyncError`] when the IOMMU did not answer: what was gathered is leaked and counted.
     #[doc(alias = "iommu_iotlb_sync")]
     #[inline]
-    pub fn sync(&self, gather: IotlbGather<'_>) -> Result<Flushed, SyncError> {
+    pub fn sync(&self, mut gather: IotlbGather<'_>) -> Result<Flushed, SyncError> {
         if gather.range().is_some() {
             self.ops.iotlb_sync(&gather)?;
         }
-        // SAFETY: the driver has invalidated the range, and its table pages came from the platform, as its contract says.
+        if gather.has_tables() {
+            // SAFETY: the driver has invalidated the range, table pointers included, as its contract says.
+            unsafe { self.free_tables(gather.take_tables()) };
+        }
+        // SAFETY: for the same reason.
         Ok(unsafe { gather.flushed(&*self.platform) })
+    }
+
+    /// Gives table pages back, once no lookup is in them.
+    ///
+    /// # Safety
+    /// They left the table of this domain, and no IOMMU remembers them.
+    pub(crate) unsafe fn free_tables(&self, tables: FrameList) {
+        // SAFETY: they came from the platform and are out of reach, as the driver's contract says.
+        unsafe { self.lookups.free(tables, &*self.platform) };
     }
 
     /// Invalidates everything and waits (Linux: `flush_iotlb_all`).
@@ -262,9 +279,20 @@ impl Domain {
         self.full_flushes.load(Ordering::Relaxed)
     }
 
-    /// Where an I/O address leads (Linux: `iommu_iova_to_phys`).
+    /// Where an I/O address leads (Linux: `iommu_iova_to_phys`). Beside an unmap of that address, where it led or nowhere.
     #[doc(alias = "iommu_iova_to_phys")]
     pub fn iova_to_phys(&self, iova: DmaAddr) -> Option<PhysAddr> {
+        let _lookup = self.lookups.begin(&*self.platform);
+        // SAFETY: the lookup has said that it begins.
+        unsafe { self.iova_to_phys_owned(iova) }
+    }
+
+    /// The same in a range of the caller's own, which costs no more than the walk: its tables stay.
+    ///
+    /// # Safety
+    /// Nobody else maps or unmaps the range meanwhile, as for [`Domain::map`]; or a lookup has been begun.
+    #[inline]
+    pub(crate) unsafe fn iova_to_phys_owned(&self, iova: DmaAddr) -> Option<PhysAddr> {
         match self.kind {
             DomainType::Identity => Some(PhysAddr::new(iova.get())),
             DomainType::Blocked => None,
@@ -299,12 +327,14 @@ impl Domain {
         report: &mut dyn FnMut(DmaAddr, u64),
     ) -> Result<(), DirtyError> {
         let mut gather = self.gather();
+        let lookup = self.lookups.begin(&*self.platform);
         let read = self.ops.read_and_clear_dirty(iova, len, clear, &mut |at, len| {
             if clear {
                 gather.add_range(at, len);
             }
             report(at, len);
         });
+        drop(lookup);
         // What was cleared before an error must be invalidated as well.
         let _flushed = self.sync(gather)?;
         read

@@ -177,7 +177,7 @@ impl FlushQueue {
                 let flushed = unsafe { Flushed::assert() };
                 if !entry.tables.is_empty() {
                     // SAFETY: for the same reason no IOMMU remembers the table pages.
-                    unsafe { entry.tables.free(&**domain.platform()) };
+                    unsafe { domain.free_tables(entry.tables) };
                 }
                 iovas.free(entry.at, entry.len, &flushed);
             }

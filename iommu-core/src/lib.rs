@@ -12,6 +12,7 @@ mod group;
 mod iommu;
 mod iopf;
 pub mod iova;
+mod lookups;
 mod ops;
 pub mod pci;
 mod resv;

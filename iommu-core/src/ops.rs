@@ -446,7 +446,8 @@ pub unsafe trait DomainOps: Send + Sync + fmt::Debug {
         Ok(())
     }
 
-    /// Where an I/O address leads (Linux: `iova_to_phys`).
+    /// Where an I/O address leads (Linux: `iova_to_phys`). May run beside an unmap of that address: table pages that it can be
+    /// in are given back after it.
     fn iova_to_phys(&self, iova: DmaAddr) -> Option<PhysAddr> {
         let _ = iova;
         None

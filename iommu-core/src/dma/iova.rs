@@ -181,7 +181,8 @@ impl TwoStep<'_> {
         while at < end {
             // A link has two copies at most: one wait is enough for it.
             let mut copies: [Bounced; 2] = [None; 2];
-            let run = self.run(parms, at, end, dir, attrs, &mut copies);
+            // SAFETY: the caller's promise.
+            let run = unsafe { self.run(parms, at, end, dir, attrs, &mut copies) };
             let (iova, size) = self.block(IovaRange { address: at, size: run });
             let mut gather = self.0.domain.gather();
             // SAFETY: the caller's promise: whole links, ended once.
@@ -203,7 +204,10 @@ impl TwoStep<'_> {
 
     /// The bytes from `at` on that can be unlinked together, with the copies among them; what the device wrote is dropped from
     /// the caches.
-    fn run(
+    ///
+    /// # Safety
+    /// The range is the caller's own, as `IovaOps::unlink` says.
+    unsafe fn run(
         &self,
         parms: &DeviceParms,
         at: DmaAddr,
@@ -218,7 +222,7 @@ impl TwoStep<'_> {
         }
         let (mut run, mut found) = (0, 0);
         let mut full = false;
-        self.0.each_granule(at, len, |phys, len| {
+        let visit = |phys, len| {
             let bounced = parms.is_untrusted() && self.0.pool_of(phys).is_some();
             full |= bounced && found == copies.len();
             if full {
@@ -232,7 +236,9 @@ impl TwoStep<'_> {
                 self.0.invalidate(parms, phys, len, dir);
             }
             run += len;
-        });
+        };
+        // SAFETY: the caller's promise.
+        unsafe { self.0.each_granule(at, len, visit) };
         // Granules without memory are no link's, and end it.
         if full { run } else { len }
     }
@@ -322,14 +328,9 @@ unsafe impl IovaOps for TwoStep<'_> {
             // SAFETY: the caller's promise.
             unsafe { self.unlink_strictly(parms, part, dir, attrs) }?;
         } else if linked != 0 {
-            self.run(
-                parms,
-                range.address,
-                range.address.wrapping_add(linked as u64),
-                dir,
-                attrs,
-                &mut [None; 2],
-            );
+            let end = range.address.wrapping_add(linked as u64);
+            // SAFETY: the caller's promise.
+            unsafe { self.run(parms, range.address, end, dir, attrs, &mut [None; 2]) };
             let (iova, len) = self.granules(part);
             // SAFETY: the caller's promise: whole links, ended once.
             whole = unsafe { self.0.domain.unmap(iova, len, &mut gather) } >= len;

@@ -9,7 +9,7 @@ use iommu_core::{
     PageResponse, PagingFlags, ProbeError, Probed, ResvRegion, SyncError,
 };
 use platform::pci::{PciAddress, RequesterId};
-use platform::{DmaAddr, IotlbGather, MapError, PageSizes, PhysAddr, Prot};
+use platform::{DmaAddr, IotlbGather, MapError, PageSizes, PhysAddr, Prot, Window};
 
 /// What the IOMMU was told, in order.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -105,6 +105,9 @@ struct Shared {
     fail_after: AtomicU64,
     failed: AtomicBool,
     hold: Mutex<Option<Arc<Barrier>>>,
+    hold_lookup: Mutex<Option<Arc<Barrier>>>,
+    /// Table pages that the next unmap takes out.
+    tables: Mutex<Vec<(Window, PhysAddr)>>,
 }
 
 #[derive(Debug, Default)]
@@ -145,6 +148,8 @@ impl Toy {
             fail_after: AtomicU64::new(u64::MAX),
             failed: AtomicBool::new(false),
             hold: Mutex::default(),
+            hold_lookup: Mutex::default(),
+            tables: Mutex::default(),
         });
         let domain = |id| {
             let domain = Arc::new(ToyDomain::new(id, &shared));
@@ -173,6 +178,16 @@ impl Toy {
     /// The next attach waits for `barrier` twice: to say that it is under way, and to be let go on.
     pub fn hold_attach(&self, barrier: &Arc<Barrier>) {
         *self.shared.hold.lock().unwrap() = Some(Arc::clone(barrier));
+    }
+
+    /// The next lookup waits for `barrier` twice: to say that it is in the table, and to be let go on.
+    pub fn hold_lookup(&self, barrier: &Arc<Barrier>) {
+        *self.shared.hold_lookup.lock().unwrap() = Some(Arc::clone(barrier));
+    }
+
+    /// The next unmap takes a table page out.
+    pub fn next_unmap_takes_out(&self, window: Window, page: PhysAddr) {
+        self.shared.tables.lock().unwrap().push((window, page));
     }
 
     /// Of the calls that may fail, `after` more do not, and then one does.
@@ -478,6 +493,10 @@ unsafe impl DomainOps for ToyDomain {
             done += size;
         }
         gather.add_range(iova, done);
+        for (window, page) in self.shared.tables.lock().unwrap().drain(..) {
+            // SAFETY: the test took it from the machine, and keeps nothing in it.
+            unsafe { gather.add_table(window, page, 4096) };
+        }
         self.log(Did::Unmap { iova: iova.get(), len: done });
         done
     }
@@ -511,6 +530,11 @@ unsafe impl DomainOps for ToyDomain {
     }
 
     fn iova_to_phys(&self, iova: DmaAddr) -> Option<PhysAddr> {
+        let held = self.shared.hold_lookup.lock().unwrap().take();
+        if let Some(barrier) = held {
+            barrier.wait();
+            barrier.wait();
+        }
         let (phys, _) = self.walk(iova.get() & !4095)?;
         Some(PhysAddr::new(phys | iova.get() & 4095))
     }

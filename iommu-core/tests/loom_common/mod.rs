@@ -10,7 +10,7 @@ use iommu_core::{
 };
 use platform::frames::ModelFrames;
 use platform::pci::PciAddress;
-use platform::sync::atomic::{AtomicBool, Ordering};
+use platform::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use platform::{
     CacheMaintenance, Clock, DmaAddr, Extent, FrameRequest, Frames, Instant, IotlbGather, MapError,
     OutOfFrames, PageSizes, PhysAddr, Prot, Window,
@@ -19,19 +19,22 @@ use platform::{
 const NIC: PciAddress = PciAddress::new(0, 0, 3, 0);
 
 #[derive(Debug, Default)]
-struct Host(ModelFrames);
+struct Host {
+    frames: ModelFrames,
+    /// Whether a frame was given back. It stays, so that who reads it all the same is caught and not undefined.
+    freed: AtomicBool,
+}
 
 // SAFETY: handed to the model's frames.
 unsafe impl Frames for Host {
     fn alloc(&self, request: FrameRequest) -> Result<PhysAddr, OutOfFrames> {
-        self.0.alloc(request)
+        self.frames.alloc(request)
     }
-    unsafe fn free(&self, at: PhysAddr, size: usize) {
-        // SAFETY: the caller's promise.
-        unsafe { self.0.free(at, size) }
+    unsafe fn free(&self, _at: PhysAddr, _size: usize) {
+        self.freed.store(true, Ordering::Relaxed);
     }
     fn window(&self) -> Window {
-        self.0.window()
+        self.frames.window()
     }
     fn translate(&self, _at: *const u8, _len: usize) -> Option<Extent> {
         None
@@ -56,6 +59,9 @@ struct Table {
     present: [AtomicBool; 4],
     /// What the translation cache has of them.
     cached: [AtomicBool; 4],
+    /// A table page that the next unmap takes out, or 0.
+    page: AtomicU64,
+    host: Arc<Host>,
     /// The last I/O address.
     last: u64,
 }
@@ -81,7 +87,21 @@ unsafe impl DomainOps for Table {
     unsafe fn unmap(&self, iova: DmaAddr, len: u64, gather: &mut IotlbGather<'_>) -> u64 {
         self.present[(iova.get() >> 12) as usize].store(false, Ordering::Relaxed);
         gather.add_range(iova, len);
+        let page = self.page.swap(0, Ordering::Relaxed);
+        if page != 0 {
+            // SAFETY: a frame of the model, in which nothing is kept.
+            unsafe { gather.add_table(self.host.window(), PhysAddr::new(page), 4096) };
+        }
         len
+    }
+    fn iova_to_phys(&self, _iova: DmaAddr) -> Option<PhysAddr> {
+        let page = self.page.load(Ordering::Relaxed);
+        if page == 0 {
+            return None;
+        }
+        let freed = self.host.freed.load(Ordering::Relaxed);
+        assert!(!freed, "a table page went back while a lookup was in it");
+        Some(PhysAddr::new(0))
     }
     fn flush_iotlb_all(&self) -> Result<(), SyncError> {
         // Emptied, and asked for again.
@@ -144,6 +164,21 @@ impl Machine {
         self.table.cached[(at >> 12) as usize].load(Ordering::Relaxed)
     }
 
+    /// The table has a page that the next unmap takes out.
+    pub fn put_table_page(&self) {
+        let page = self.table.host.alloc(FrameRequest::ONE).unwrap();
+        self.table.page.store(page.get(), Ordering::Relaxed);
+    }
+
+    pub fn is_table_page_free(&self) -> bool {
+        self.table.host.freed.load(Ordering::Relaxed)
+    }
+
+    pub fn look_up(&self, at: u64) {
+        let domain = self.iommu.group_of(NIC).unwrap().domain().unwrap();
+        domain.iova_to_phys(DmaAddr::new(at));
+    }
+
     pub fn tick(&self) {
         self.iommu.tick(Instant::from_nanos(0));
     }
@@ -152,13 +187,16 @@ impl Machine {
 /// A machine with I/O addresses up to `last`, and its only device.
 pub fn boot(last: u64, lazy: bool) -> (Machine, Arc<Device>) {
     platform::cpu::set(0);
+    let host = Arc::new(Host::default());
     let table = Arc::new(Table {
+        page: AtomicU64::new(0),
+        host: host.clone(),
         present: std::array::from_fn(|_| AtomicBool::new(false)),
         cached: std::array::from_fn(|_| AtomicBool::new(false)),
         last,
     });
     let settings = Settings { lazy, ..Settings::default() };
-    let iommu = Arc::new(Iommu::new(Arc::new(Host::default()), settings, None));
+    let iommu = Arc::new(Iommu::new(host, settings, None));
     iommu.register(Arc::new(Toy { table: table.clone() }));
     let mut topology = Topology::new();
     topology.insert(Node::new(NIC));
