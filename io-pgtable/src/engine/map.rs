@@ -188,18 +188,22 @@ impl<F: Format> PageTable<F> {
     /// The table of `level` for an address, made with all above it if need be; and whether it was made here.
     #[inline]
     fn table_for(&self, root: Root, iova: u64, level: u32) -> Result<(PhysAddr, bool), MapError> {
+        let (entries, format) = (self.entries, self.format);
         let (mut table, mut at, mut fresh) = (root.phys, root.level, false);
-        let mut index = (iova >> F::level_shift(at)) as usize;
+        let (mut index, mut below) = Self::indices(iova, at);
         while at > level {
             // Acquire: what is behind a pointer was written before it.
-            (table, fresh) = match self.format.decode(self.entries.load(table, index, Ordering::Acquire), at)
-            {
-                Decoded::Table(next) => (next, false),
-                Decoded::Leaf { .. } => return Err(self.in_use(root, iova)),
-                Decoded::Empty => self.install(root, table, index, at, iova)?,
+            let entry = entries.load(table, index, Ordering::Acquire);
+            (table, fresh) = match format.table(entry, at) {
+                Some(next) => {
+                    self.met_pointer(table, index, entry);
+                    (next, false)
+                }
+                None if entry == 0 => self.install(root, table, index, at, iova)?,
+                None => return Err(self.in_use(root, iova)),
             };
             at -= 1;
-            index = Self::index(iova, at);
+            (index, below) = Self::next_index(below);
         }
         Ok((table, fresh))
     }

@@ -73,6 +73,30 @@ pub(crate) fn units_that_do_not_snoop_see_every_change<F: Format>(subject: &Subj
     let sizes = subject.sizes();
     let &[small, large, ..] = &sizes[..] else { return };
     let at = subject.homes(large)[1];
+    // A map below pointers that another thread has installed and not yet written back.
+    let map = |at: u64| {
+        // SAFETY: as above.
+        let (_, result) = unsafe { table.map_pages(at.into(), subject.place(small).into(), small, 1, RW) };
+        assert_eq!(result, Ok(()));
+    };
+    map(at);
+    let mut pointers = Vec::new();
+    table.walk(at.into(), &mut |entry| pointers.push(entry.at.get()));
+    pointers.pop();
+    for pointer in pointers {
+        let (word, shift) = (pointer & !7, 8 * (pointer & 4));
+        let entry = if F::ENTRY_BYTES == 8 { u64::MAX } else { 0xffff_ffff << shift };
+        cpu.write(word, cpu.read(word) & !(F::FLUSHED << shift));
+        caches.device.write(word, caches.device.read(word) & !entry);
+    }
+    map(at + small);
+    same("a map below pointers of another thread");
+    let mut gather = IotlbGather::new(&leaks);
+    // SAFETY: as above.
+    assert_eq!(unsafe { table.unmap_range(at.into(), 2 * small, &mut gather) }, 2 * small);
+    // SAFETY: there is no IOMMU that remembers anything.
+    let _flushed = unsafe { gather.flushed(&*cpu) };
+    let at = at ^ large;
     // SAFETY: as above.
     let (_, result) = unsafe { table.map_pages(at.into(), subject.place(large).into(), large, 1, RW) };
     assert_eq!(result, Ok(()));
