@@ -79,10 +79,20 @@ pub(crate) enum Attachment {
 
 #[derive(Debug)]
 struct DeviceState {
-    unit: usize,
-    /// Its own requester ID first, then its aliases.
-    ids: Vec<u16>,
+    /// Its own requester ID first, then its aliases, each with the unit that requests of that name meet: the bridge whose
+    /// name they carry may be behind another unit.
+    ids: Vec<(u16, usize)>,
     attached: Attachment,
+}
+
+impl DeviceState {
+    /// Every unit that requests of the device may meet, each once.
+    fn units<'a>(&'a self, shared: &'a Shared) -> impl Iterator<Item = &'a Unit> {
+        let first = |index: usize| self.ids[..index].iter().all(|(_, unit)| *unit != self.ids[index].1);
+        (0..self.ids.len())
+            .filter(move |index| first(*index))
+            .filter_map(|index| shared.units.get(self.ids[index].1))
+    }
 }
 
 /// What the driver, its domains and its interrupt handler share.
@@ -170,14 +180,15 @@ impl Shared {
     }
 
     fn probe(&self, dev: PciAddress) -> Result<Probed, ProbeError> {
-        let unit = self.unit_of(dev).ok_or(ProbeError::NotMine)?;
+        let unit = self.unit_of(dev).ok_or(ProbeError::NotMine)?.index();
         let segment = self.segments.get(&dev.segment).ok_or(ProbeError::NotMine)?;
         if !segment.table.contains(dev.id.get()) {
             return Err(ProbeError::NotMine);
         }
         let alias = segment.alias_of(dev.id.get());
-        let ids = core::iter::once(dev.id.get()).chain(alias).collect();
-        let state = DeviceState { unit: unit.index(), ids, attached: Attachment::None };
+        let alias_unit = alias.map(|alias| (alias, segment.unit_of(alias).unwrap_or(unit)));
+        let ids = core::iter::once((dev.id.get(), unit)).chain(alias_unit).collect();
+        let state = DeviceState { ids, attached: Attachment::None };
         self.devices.lock().entry(dev).or_insert(state);
         Ok(Probed {
             aliases: alias.map(RequesterId::new).into_iter().collect(),
@@ -194,32 +205,34 @@ impl Shared {
         let _old;
         let mut devices = self.devices.lock();
         let state = devices.get_mut(&dev).ok_or(AttachError::Device)?;
-        let unit = self.units.get(state.unit).ok_or(AttachError::Device)?;
+        let segment = self.segments.get(&dev.segment).ok_or(AttachError::Device)?;
         if let Attachment::Paging(domain) = &new {
-            if !unit.host_levels().is_some_and(|levels| domain.fits(levels)) {
+            let fits = |unit: &Unit| unit.host_levels().is_some_and(|levels| domain.fits(levels));
+            if !state.units(self).all(fits) {
                 return Err(AttachError::Incompatible);
             }
-            domain.enter(unit.index());
+            state.units(self).for_each(|unit| domain.enter(unit.index()));
         }
-        let segment = self.segments.get(&dev.segment).ok_or(AttachError::Device)?;
-        let written = self.write_entries(unit, segment, &state.ids, &new);
+        let written = self.write_entries(segment, &state.ids, &new);
         // What the old domain's translations are tagged with must be gone before its pages or its tag are used again; a unit
         // that remembers what was not there must look again in the new one.
         let flushed = written.and_then(|()| {
-            self.forget(unit, &state.attached)?;
-            if unit.np_cache() { self.forget(unit, &new) } else { Ok(()) }
+            state.units(self).try_for_each(|unit| {
+                self.forget(unit, &state.attached)?;
+                if unit.np_cache() { self.forget(unit, &new) } else { Ok(()) }
+            })
         });
         match flushed {
             Ok(()) => {
                 if let Attachment::Paging(domain) = &state.attached {
-                    domain.leave(unit.index());
+                    state.units(self).for_each(|unit| domain.leave(unit.index()));
                 }
                 _old = core::mem::replace(&mut state.attached, new);
                 drop(devices);
                 Ok(())
             }
             Err(_) => {
-                self.undo(unit, segment, state, &new);
+                self.undo(segment, state, &new);
                 drop(devices);
                 Err(AttachError::Device)
             }
@@ -227,13 +240,13 @@ impl Shared {
     }
 
     /// Puts a device back to where it was after a failed attach.
-    fn undo(&self, unit: &Unit, segment: &Segment, state: &mut DeviceState, new: &Attachment) {
+    fn undo(&self, segment: &Segment, state: &DeviceState, new: &Attachment) {
         let back = self
-            .write_entries(unit, segment, &state.ids, &state.attached)
-            .and_then(|()| self.forget(unit, new));
+            .write_entries(segment, &state.ids, &state.attached)
+            .and_then(|()| state.units(self).try_for_each(|unit| self.forget(unit, new)));
         let Attachment::Paging(domain) = new else { return };
         if back.is_ok() {
-            domain.leave(unit.index());
+            state.units(self).for_each(|unit| domain.leave(unit.index()));
         } else {
             // The unit may have seen any of the entries: it may walk both tables for ever.
             domain.poison();
@@ -245,13 +258,13 @@ impl Shared {
 
     fn write_entries(
         &self,
-        unit: &Unit,
         segment: &Segment,
-        ids: &[u16],
+        ids: &[(u16, usize)],
         attachment: &Attachment,
     ) -> Result<(), CommandError> {
         let (translation, interrupts) = self.translation(attachment);
-        for &id in ids {
+        for &(id, unit) in ids {
+            let Some(unit) = self.units.get(unit) else { continue };
             let entry = segment.table.entry_for(id, translation, interrupts);
             segment.table.update(id, entry, || unit.flush_dte(id))?;
         }
@@ -270,22 +283,19 @@ impl Shared {
     fn release(&self, dev: PciAddress) {
         let mut devices = self.devices.lock();
         let Some(state) = devices.remove(&dev) else { return };
-        let (Some(unit), Some(segment)) = (self.units.get(state.unit), self.segments.get(&dev.segment))
-        else {
-            return;
-        };
-        let used = |id: &u16| {
+        let Some(segment) = self.segments.get(&dev.segment) else { return };
+        let used = |id: &(u16, usize)| {
             devices.iter().any(|(other, state)| other.segment == dev.segment && state.ids.contains(id))
         };
-        let ids: Vec<u16> = state.ids.iter().copied().filter(|id| !used(id)).collect();
+        let ids: Vec<(u16, usize)> = state.ids.iter().copied().filter(|id| !used(id)).collect();
         let gone = self
-            .write_entries(unit, segment, &ids, &Attachment::None)
-            .and_then(|()| self.forget(unit, &state.attached));
+            .write_entries(segment, &ids, &Attachment::None)
+            .and_then(|()| state.units(self).try_for_each(|unit| self.forget(unit, &state.attached)));
         if let Attachment::Paging(domain) = &state.attached {
             if gone.is_err() {
                 domain.poison();
             }
-            domain.leave(unit.index());
+            state.units(self).for_each(|unit| domain.leave(unit.index()));
         }
         // The last reference to a domain may go with the state: not under the lock.
         drop(devices);
