@@ -13,7 +13,7 @@ use crate::firmware::{IvrsConfig, ivrs};
 use crate::interrupts::InterruptController;
 use crate::iommu::{self, AmdIommu};
 use crate::nvme::{self, NvmeController};
-use crate::pci::{Acs, Builder, PciTree};
+use crate::pci::{Acs, Builder, IommuFunction, PciTree};
 use crate::ram::{Ram, RamError};
 use crate::virtio::{self, VirtioBlk};
 
@@ -150,7 +150,13 @@ impl Machine {
         if let Some((np_cache, unit)) = &iommu {
             let unit = Arc::clone(unit);
             let msi_changed = move |address, data, on| unit.set_msi(address, data, on);
-            builder = builder.iommu(IOMMU_BASE, *np_cache, Box::new(msi_changed));
+            let function = IommuFunction {
+                id: id(0, 0, 2),
+                capability: IOMMU_CAPABILITY,
+                base: IOMMU_BASE,
+                np_cache: *np_cache,
+            };
+            builder = builder.iommu(function, Box::new(msi_changed));
         }
         let iommu = iommu.map(|(_, unit)| unit);
         let remapper = iommu.as_ref().map(|unit| Arc::clone(unit) as _);

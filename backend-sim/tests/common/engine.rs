@@ -24,7 +24,12 @@ pub(crate) struct RawEngine(Arc<dyn Mmio>);
 impl RawEngine {
     pub(crate) fn new(function: &dyn Function) -> Self {
         function.set_bus_master(true);
-        Self(function.bar(0).unwrap())
+        Self::of(function.bar(0).unwrap())
+    }
+
+    /// The engine with these registers; it is a bus master already.
+    pub(crate) fn of(registers: Arc<dyn Mmio>) -> Self {
+        Self(registers)
     }
 
     /// Writes 8 bytes; whether the device was told that they arrived.

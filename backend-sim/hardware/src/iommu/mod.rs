@@ -11,6 +11,7 @@ mod config;
 mod device_table;
 mod event;
 mod registers;
+mod several;
 mod walker;
 
 use std::fmt;
@@ -27,6 +28,7 @@ pub use self::config::Config;
 use self::device_table::Dte;
 use self::event::{Event, Refusal};
 use self::registers::{LogPlace, REGION, Registers, offset};
+pub use self::several::Units;
 use crate::bus::{BusError, INTERRUPTS, MessageSink, Remapper, Translated};
 use crate::ram::Ram;
 

@@ -34,6 +34,7 @@ pub(super) enum PortType {
 const PCIE_CAPABILITY: usize = 0x40;
 const SECOND_CAPABILITY: usize = 0x80;
 const THIRD_CAPABILITY: usize = 0xa0;
+const FOURTH_CAPABILITY: usize = 0xc0;
 const ACS_CAPABILITY: usize = 0x100;
 
 /// The 4 KiB of a function: contents, and which bits software may change.
@@ -161,14 +162,17 @@ impl ConfigSpace {
         space
     }
 
-    /// The IOMMU's own function, with its capability block: registers at `base`, features in the EFR.
-    pub(super) fn iommu(base: u64, np_cache: bool) -> Self {
+    /// The IOMMU's own function, with its capability block at `at`: registers at `base`, features in the EFR.
+    pub(super) fn iommu(at: usize, base: u64, np_cache: bool) -> Self {
         const IOMMU: u32 = 0x08_0600;
         let mut space = Self::new(0x1022, 0x1481, IOMMU, true, 0);
-        space.express(PortType::RootComplexEndpoint);
         space.acs(Acs::ISOLATED);
-        let at = SECOND_CAPABILITY;
-        space.link(PCIE_CAPABILITY, at);
+        // Firmware has the capability in one place or the other; the express capability goes where it is not.
+        let express = if at < SECOND_CAPABILITY { FOURTH_CAPABILITY } else { PCIE_CAPABILITY };
+        space.port_type = PortType::RootComplexEndpoint;
+        space.set(express, 0x0002_0010 | (space.port_type as u32) << 20);
+        space.set(0x34, express as u32);
+        space.link(express, at);
         // Capability 0Fh of type 3 and revision 1, with the Extended Feature Register, and NpCache.
         space.set(at, 0x0f | 3 << 16 | 1 << 19 | 1 << 27 | u32::from(np_cache) << 26);
         // Enabled by firmware, which locks the base.

@@ -6,4 +6,4 @@ mod msix;
 mod tree;
 
 pub use config_space::Acs;
-pub use tree::{Builder, PciTree};
+pub use tree::{Builder, IommuFunction, PciTree};

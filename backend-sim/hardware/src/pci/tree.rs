@@ -20,23 +20,38 @@ const ACS_SOURCE_VALIDATION: u32 = 1 << 0;
 const ACS_REQUEST_REDIRECT: u32 = 1 << 2;
 const ACS_UPSTREAM_FORWARDING: u32 = 1 << 4;
 
-/// What to call when configuration space of the IOMMU's function changes its MSI.
+/// What to call when configuration space of an IOMMU's function changes its MSI.
 type MsiChanged = Box<dyn Fn(u64, u32, bool) + Send + Sync>;
 
-/// The tree, complete.
+/// An IOMMU's own function.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct IommuFunction {
+    /// Where it is.
+    pub id: RequesterId,
+    /// Where its capability block is in its configuration space: 40h to 64h or 80h to 88h.
+    pub capability: u16,
+    /// Where its registers are; firmware has locked that.
+    pub base: u64,
+    /// Capability bit NpCache.
+    pub np_cache: bool,
+}
+
+/// The tree of one segment, complete.
 pub struct PciTree {
+    segment: u16,
     functions: BTreeMap<RequesterId, Arc<FunctionState>>,
     ram: Arc<Ram>,
     remapper: Option<Arc<dyn Remapper>>,
     sink: Arc<dyn MessageSink>,
-    iommu: Option<(RequesterId, MsiChanged)>,
+    iommus: BTreeMap<RequesterId, MsiChanged>,
 }
 
 /// Builds a tree as firmware leaves it: bus numbers and regions assigned.
 pub struct Builder {
     functions: BTreeMap<RequesterId, Arc<FunctionState>>,
     next_region: u64,
-    iommu: Option<(RequesterId, MsiChanged)>,
+    segment: u16,
+    iommus: BTreeMap<RequesterId, MsiChanged>,
 }
 
 impl Default for Builder {
@@ -54,7 +69,8 @@ impl fmt::Debug for Builder {
 impl Builder {
     /// A root complex with its host bridge at 00:00.0.
     pub fn new() -> Self {
-        let mut builder = Self { functions: BTreeMap::new(), next_region: MMIO_BASE, iommu: None };
+        let mut builder =
+            Self { functions: BTreeMap::new(), next_region: MMIO_BASE, segment: 0, iommus: BTreeMap::new() };
         builder.insert(RequesterId::from_parts(0, 0, 0), ConfigSpace::host_bridge(), None);
         builder
     }
@@ -63,12 +79,23 @@ impl Builder {
         self.functions.insert(id, Arc::new(FunctionState::new(id, config, device)));
     }
 
-    /// The IOMMU's own function at 00:00.2, with registers at `base`; `msi_changed` hears of its MSI.
+    /// The tree is that of another segment than 0.
     #[must_use]
-    pub fn iommu(mut self, base: u64, np_cache: bool, msi_changed: MsiChanged) -> Self {
-        let id = RequesterId::from_parts(0, 0, 2);
-        self.insert(id, ConfigSpace::iommu(base, np_cache), None);
-        self.iommu = Some((id, msi_changed));
+    pub fn segment(mut self, segment: u16) -> Self {
+        self.segment = segment;
+        self
+    }
+
+    /// An IOMMU's own function; `msi_changed` hears of its MSI.
+    ///
+    /// # Panics
+    /// When the capability block is nowhere where there is room for it.
+    #[must_use]
+    pub fn iommu(mut self, function: IommuFunction, msi_changed: MsiChanged) -> Self {
+        let IommuFunction { id, capability, base, np_cache } = function;
+        assert!(matches!(capability, 0x40..=0x64 | 0x80..=0x88) && capability % 4 == 0, "{capability:#x}");
+        self.insert(id, ConfigSpace::iommu(usize::from(capability), base, np_cache), None);
+        self.iommus.insert(id, msi_changed);
         self
     }
 
@@ -128,7 +155,8 @@ impl Builder {
         remapper: Option<Arc<dyn Remapper>>,
         sink: Arc<dyn MessageSink>,
     ) -> Arc<PciTree> {
-        let tree = Arc::new(PciTree { functions: self.functions, ram, remapper, sink, iommu: self.iommu });
+        let Self { functions, segment, iommus, .. } = self;
+        let tree = Arc::new(PciTree { segment, functions, ram, remapper, sink, iommus });
         for function in tree.functions.values() {
             let Some(device) = &function.device else { continue };
             // Weak: the tree holds its devices.
@@ -341,19 +369,19 @@ impl PciTree {
 impl platform::pci::ConfigSpace for PciTree {
     fn read32(&self, address: PciAddress, offset: u16) -> u32 {
         match self.functions.get(&address.id) {
-            Some(function) if address.segment == 0 => function.config_read(offset),
+            Some(function) if address.segment == self.segment => function.config_read(offset),
             _ => u32::MAX,
         }
     }
 
     fn write32(&self, address: PciAddress, offset: u16, value: u32) {
-        let Some(function) = self.functions.get(&address.id).filter(|_| address.segment == 0) else { return };
+        let here = address.segment == self.segment;
+        let Some(function) = self.functions.get(&address.id).filter(|_| here) else { return };
         function.config_write(offset, value);
         if let Some(msix) = function.msix.get() {
             msix.send_pending();
         }
-        if let Some((id, changed)) = &self.iommu
-            && *id == address.id
+        if let Some(changed) = self.iommus.get(&address.id)
             && let Some((to, data, on)) = function.msi()
         {
             changed(to, data, on);

@@ -12,7 +12,7 @@ use platform::pci::{ConfigSpace, PciAddress, RequesterId};
 use sim_hardware::bus::{BusError, DeviceModel, Identity, Interrupts, Port};
 use sim_hardware::interrupts::{InterruptController, Vector};
 use sim_hardware::iommu::{AmdIommu, Config};
-use sim_hardware::pci::{Acs, Builder, PciTree};
+use sim_hardware::pci::{Acs, Builder, IommuFunction, PciTree};
 use sim_hardware::ram::Ram;
 
 pub mod nvme;
@@ -230,8 +230,7 @@ impl Bench {
         let probes: [Arc<Probe>; 3] = Default::default();
         let msi = Arc::clone(&unit);
         let mut builder = Builder::new().iommu(
-            0xfeb8_0000,
-            np_cache,
+            IommuFunction { id: IOMMU, capability: 0x80, base: 0xfeb8_0000, np_cache },
             Box::new(move |address, data, on| msi.set_msi(address, data, on)),
         );
         for (id, probe) in [A, B, C].into_iter().zip(&probes) {

@@ -1,0 +1,56 @@
+//! A root complex with several IOMMUs.
+
+use std::sync::Arc;
+
+use platform::pci::RequesterId;
+
+use super::AmdIommu;
+use crate::bus::{BusError, Remapper, Translated};
+
+/// The IOMMUs of one segment, each with the requesters whose way to memory leads through it.
+///
+/// Requests of those behind none pass as they are.
+#[derive(Debug, Default)]
+pub struct Units {
+    behind: Vec<(RequesterId, RequesterId, Arc<AmdIommu>)>,
+}
+
+impl Units {
+    /// None yet.
+    pub fn new() -> Self {
+        Self::default()
+    }
+
+    /// Puts requesters `first` to `last` behind `unit`, whatever they were behind before.
+    pub fn add(&mut self, first: RequesterId, last: RequesterId, unit: &Arc<AmdIommu>) {
+        self.behind.push((first, last, Arc::clone(unit)));
+    }
+
+    fn of(&self, requester: RequesterId) -> Option<&AmdIommu> {
+        let holds = |(first, last, _): &&(_, _, _)| *first <= requester && requester <= *last;
+        self.behind.iter().rfind(holds).map(|(_, _, unit)| &**unit)
+    }
+}
+
+impl Remapper for Units {
+    fn with_translation(
+        &self,
+        requester: RequesterId,
+        address: u64,
+        len: u64,
+        write: bool,
+        access: &mut dyn FnMut(Translated) -> Result<(), BusError>,
+    ) -> Result<(), BusError> {
+        match self.of(requester) {
+            Some(unit) => unit.with_translation(requester, address, len, write, access),
+            None => access(Translated { phys: address, len }),
+        }
+    }
+
+    fn interrupt(&self, requester: RequesterId, address: u64, data: u32) -> Result<(u64, u32), BusError> {
+        match self.of(requester) {
+            Some(unit) => unit.interrupt(requester, address, data),
+            None => Ok((address, data)),
+        }
+    }
+}
