@@ -1,6 +1,9 @@
 //! The commands of the command buffer (specification, "Commands"): sixteen bytes each.
 
+use core::fmt;
+
 use platform::PhysAddr;
+use platform::pci::RequesterId;
 
 use crate::invalidate::Cover;
 
@@ -103,8 +106,33 @@ impl Command {
         Self { q0: Opcode::InvalidateIommuAll.bits(), q1: 0 }
     }
 
+    /// The specification's name, `None` for an opcode that this driver does not use.
+    pub const fn name(self) -> Option<&'static str> {
+        match self.q0 >> 60 {
+            1 => Some("COMPLETION_WAIT"),
+            2 => Some("INVALIDATE_DEVTAB_ENTRY"),
+            3 => Some("INVALIDATE_IOMMU_PAGES"),
+            5 => Some("INVALIDATE_INTERRUPT_TABLE"),
+            8 => Some("INVALIDATE_IOMMU_ALL"),
+            _ => None,
+        }
+    }
+
     /// Whether the command drops something that the unit caches.
     pub const fn is_invalidation(self) -> bool {
         self.q0 >> 60 != Opcode::CompletionWait as u64
+    }
+}
+
+impl fmt::Display for Command {
+    /// Its words and what they say.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{:016x} {:016x} {}", self.q0, self.q1, self.name().unwrap_or("UNKNOWN"))?;
+        match self.q0 >> 60 {
+            1 if self.q0 & 1 != 0 => write!(f, " stores {:#x}", self.q1),
+            2 | 5 => write!(f, " device={}", RequesterId::new(self.q0 as u16)),
+            3 => write!(f, " domain={:#06x}", self.q0 >> 32 & 0xffff),
+            _ => Ok(()),
+        }
     }
 }

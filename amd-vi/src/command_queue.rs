@@ -1,6 +1,7 @@
 //! The command buffer: a ring with many producers. Waiting for what was put in never happens under its lock.
 
 use alloc::sync::Arc;
+use alloc::vec::Vec;
 use core::time::Duration;
 
 use platform::sync::CpuLock;
@@ -144,6 +145,21 @@ impl CommandQueue {
     /// What went through so far.
     pub fn statistics(&self) -> CommandStatistics {
         self.producer.lock().statistics
+    }
+
+    /// The commands that the unit has not executed yet, oldest first, as far as its head says.
+    pub fn pending(&self) -> Vec<Command> {
+        let mask = self.ring.size() - 1;
+        let tail = self.producer.lock().tail;
+        let mut at = self.registers.read(offset::COMMAND_HEAD) & mask & !(Command::SIZE - 1);
+        let mut commands = Vec::new();
+        while at != tail {
+            let word = |offset| self.ring.word(at + offset).load(Ordering::Relaxed);
+            // SAFETY: it is only looked at: who takes it from here is told by `from_words` what it would do.
+            commands.push(unsafe { Command::from_words([word(0), word(8)]) });
+            at = (at + Command::SIZE) & mask;
+        }
+        commands
     }
 
     /// Puts `commands` and a COMPLETION_WAIT into the ring, in this order; others' commands may come between. Returns

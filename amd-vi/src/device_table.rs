@@ -55,7 +55,7 @@ impl DeviceTable {
         }
         let table = Self { memory, flags, special, changing: Mutex::new(()) };
         for device in 0..=(entries - 1).min(usize::from(u16::MAX)) as u16 {
-            let blocked = table.entry_for(device, Translation::Blocked, IntCtl::Abort).to_words();
+            let blocked = table.blocked(device).to_words();
             for (index, word) in blocked.into_iter().enumerate() {
                 table.store(device, index, word);
             }
@@ -71,6 +71,17 @@ impl DeviceTable {
     /// The value of the Device Table Base Address Register: the address, and the size in 4 KiB units less one.
     pub(crate) fn base_register(&self) -> u64 {
         self.base().get() | (self.memory.size().div_ceil(0x1000) - 1)
+    }
+
+    /// How many entries it has.
+    #[expect(clippy::len_without_is_empty, reason = "a table has an entry for device 0 at least")]
+    pub fn len(&self) -> usize {
+        self.flags.len()
+    }
+
+    /// What the entry of a device is like before anybody has attached it.
+    pub(crate) fn blocked(&self, device: u16) -> Dte {
+        self.entry_for(device, Translation::Blocked, IntCtl::Abort)
     }
 
     /// Whether the table has an entry for `device`.
@@ -128,7 +139,7 @@ impl DeviceTable {
         let translates = |entry: Dte| !entry.translation.v() || entry.translation.tv();
         let rest_differs = old_words[1..] != new_words[1..];
         if rest_differs {
-            let blocked = self.entry_for(device, Translation::Blocked, IntCtl::Abort).to_words()[0];
+            let blocked = self.blocked(device).to_words()[0];
             if translates(old) {
                 self.store(device, 0, blocked);
                 flush()?;
@@ -144,7 +155,7 @@ impl DeviceTable {
         self.store(device, 0, new_words[0]);
         fence(Ordering::SeqCst);
         flush().inspect_err(|_| {
-            let blocked = self.entry_for(device, Translation::Blocked, IntCtl::Abort).to_words()[0];
+            let blocked = self.blocked(device).to_words()[0];
             self.store(device, 0, blocked);
         })
     }

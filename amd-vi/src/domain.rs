@@ -4,7 +4,7 @@ use alloc::boxed::Box;
 use alloc::sync::{Arc, Weak};
 use core::mem::ManuallyDrop;
 
-use io_pgtable::{AmdV1, IoPageTable, IoPgtableCfg, PageTable};
+use io_pgtable::{AmdV1, IoPageTable, IoPgtableCfg, PageTable, Translation as Mapped};
 use iommu_core::{AttachError, DomainError, DomainOps, SyncError};
 use platform::pci::PciAddress;
 use platform::sync::atomic::{AtomicBool, AtomicU32, Ordering, fence};
@@ -47,6 +47,22 @@ impl PagingDomain {
     /// Page frames that its table takes.
     pub fn table_pages(&self) -> usize {
         self.table.table_pages()
+    }
+
+    /// Shows every page from `first` to `last`.
+    ///
+    /// # Safety
+    /// Nobody unmaps any of it meanwhile.
+    pub(crate) unsafe fn for_each_page(
+        &self,
+        first: DmaAddr,
+        last: DmaAddr,
+        visit: &mut dyn FnMut(DmaAddr, Mapped),
+    ) {
+        // A page that is only partly in the range is shown too, so an aperture of all 64 bits loses nothing.
+        let len = (last.get() - first.get()).saturating_add(1);
+        // SAFETY: the caller's promise.
+        unsafe { self.table.for_each_page(first, len, visit) };
     }
 
     /// The tag of its cached translations.

@@ -377,6 +377,19 @@ impl AmdVi {
         self.shared.segments().get(&segment).map(|segment| &segment.table)
     }
 
+    /// The device tables with their segments.
+    pub(crate) fn device_tables(&self) -> impl Iterator<Item = (u16, &DeviceTable)> {
+        self.shared.segments().iter().map(|(id, segment)| (*id, &segment.table))
+    }
+
+    /// The domain that a device is attached to, when that has a page table.
+    pub(crate) fn paging_domain_of(&self, dev: PciAddress) -> Option<Arc<PagingDomain>> {
+        match &self.shared.devices.lock().get(&dev)?.attached {
+            Attachment::Paging(domain) => Some(domain.clone()),
+            Attachment::None | Attachment::Blocked | Attachment::Identity => None,
+        }
+    }
+
     /// Whether the machine was protected before the operating system started (Linux: `IOMMU_CAP_PRE_BOOT_PROTECTION`).
     pub fn preboot_protection(&self) -> bool {
         self.shared.preboot_protection

@@ -1,6 +1,8 @@
 //! The device table entry (specification, "Device table entry"): 256 bits in two halves, one for memory and one for
 //! interrupts.
 
+use core::fmt;
+
 use bitfield_struct::bitfield;
 use platform::PhysAddr;
 
@@ -222,5 +224,36 @@ impl Dte {
             translation: TranslationHalf::from_bits(words[0] as u128 | (words[1] as u128) << 64),
             interrupt: InterruptHalf::from_bits(words[2] as u128 | (words[3] as u128) << 64),
         }
+    }
+}
+
+impl fmt::Display for Dte {
+    /// What happens to the device's requests and to its interrupts.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let (lower, upper) = (self.translation, self.interrupt);
+        match (lower.v(), lower.tv(), lower.mode()) {
+            (false, ..) => write!(f, "passes unchecked")?,
+            (true, false, _) => write!(f, "blocked")?,
+            (true, true, 0) => write!(f, "identity, domain {}", lower.domain_id())?,
+            (true, true, levels) => {
+                let root = lower.host_root() << 12;
+                write!(f, "domain {}, {levels} levels at {root:#x}", lower.domain_id())?;
+            }
+        }
+        let access = match (lower.ir(), lower.iw()) {
+            (true, true) => "",
+            (true, false) => ", reads only",
+            (false, true) => ", writes only",
+            (false, false) => ", no access",
+        };
+        let interrupts = match (upper.iv(), upper.int_ctl()) {
+            (false, _) => "pass unchecked",
+            (true, 0) => "are aborted",
+            (true, 1) => "pass",
+            (true, 2) => "are remapped",
+            (true, _) => "have a reserved setting",
+        };
+        let access = if lower.v() && lower.tv() { access } else { "" };
+        write!(f, "{access}; interrupts {interrupts}")
     }
 }

@@ -1,6 +1,7 @@
 //! The event log: a ring that the unit fills and the driver empties.
 
 use alloc::sync::Arc;
+use alloc::vec::Vec;
 use core::time::Duration;
 
 use platform::sync::Mutex;
@@ -76,6 +77,20 @@ impl EventLog {
     /// What went through so far.
     pub fn statistics(&self) -> LogStatistics {
         self.reader.lock().statistics
+    }
+
+    /// The entries that are there now, oldest first; they stay. One that is not written yet has code 0.
+    pub fn pending(&self) -> Vec<Event> {
+        let mask = self.ring.size() - 1;
+        let mut at = self.reader.lock().head;
+        let tail = self.registers.read(offset::EVENT_TAIL) & mask & !(Event::SIZE - 1);
+        let mut events = Vec::new();
+        while at != tail {
+            let first = self.ring.word(at).load(Ordering::Acquire);
+            events.push(Event::from_words(first, self.ring.word(at + 8).load(Ordering::Relaxed)));
+            at = (at + Event::SIZE) & mask;
+        }
+        events
     }
 
     /// Takes out every entry that is there now and hands it to `sink`, oldest first (Linux: `iommu_poll_events`). Returns

@@ -99,6 +99,29 @@ pub struct Control {
     pub upper: u64,
 }
 
+impl Control {
+    /// Its single bits, by the specification's names.
+    pub(crate) const NAMES: &[(u32, &str)] = &[
+        (0, "IommuEn"),
+        (1, "HtTunEn"),
+        (2, "EventLogEn"),
+        (3, "EventIntEn"),
+        (4, "ComWaitIntEn"),
+        (8, "PassPW"),
+        (9, "ResPassPW"),
+        (10, "Coherent"),
+        (11, "Isoc"),
+        (12, "CmdBufEn"),
+        (13, "PPRLogEn"),
+        (14, "PPRIntEn"),
+        (15, "PPREn"),
+        (16, "GTEn"),
+        (17, "GAEn"),
+        (28, "GALogEn"),
+        (29, "GAIntEn"),
+    ];
+}
+
 /// Values of [`Control::inv_timeout`].
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 #[repr(u8)]
@@ -149,6 +172,21 @@ pub struct Status {
 impl Status {
     /// The bits that are cleared by writing ones to them.
     pub const WRITE_ONE_TO_CLEAR: u64 = 0x6_8e67;
+
+    /// Its bits, by the specification's names.
+    pub(crate) const NAMES: &[(u32, &str)] = &[
+        (0, "EventOverflow"),
+        (1, "EventLogInt"),
+        (2, "ComWaitInt"),
+        (3, "EventLogRun"),
+        (4, "CmdBufRun"),
+        (5, "PPROverflow"),
+        (6, "PPRInt"),
+        (7, "PPRLogRun"),
+        (8, "GALogRun"),
+        (9, "GALOverflow"),
+        (10, "GAInt"),
+    ];
 }
 
 /// Extended Feature Register (EFR, MMIO offset 0030h; also in IVHD blocks 11h and 40h).

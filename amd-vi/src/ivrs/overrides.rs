@@ -69,7 +69,7 @@ pub enum OverrideError {
     /// What identifies an ACPI device is not HID:UID with a HID of one to eight characters.
     #[error("the ACPI device is not HID:UID with one to eight characters before the colon")]
     AcpiDevice,
-    /// The requester ID is not [SEGMENT:]BUS:DEVICE.FUNCTION in hexadecimal.
+    /// The requester ID is not `[SEGMENT:]BUS:DEVICE.FUNCTION` in hexadecimal.
     #[error("the address is not [SEGMENT:]BUS:DEVICE.FUNCTION in hexadecimal")]
     Address,
 }
