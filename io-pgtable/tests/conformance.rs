@@ -3,12 +3,14 @@
 mod common;
 #[macro_use]
 mod kit;
+mod mock2k;
 mod walkers;
 
 use io_pgtable::{
     AmdV1, Arm32LpaeS1, Arm32LpaeS2, ArmLpaeS1, ArmLpaeS2, ArmV7s, Dart1, Dart2, IoPgtableCfg, MaliLpae,
     Quirks, RiscV, VtdSs, X86_64,
 };
+use mock2k::Mock2k;
 use walkers::{amdv1, arm_lpae, arm_v7s, dart, mali_lpae, riscv, vtdss, x86_64};
 
 conformance!(amdv1_3_levels, AmdV1, common::amdv1_cfg(3), amdv1::walk_byte);
@@ -81,3 +83,5 @@ conformance!(arm_v7, ArmV7s, IoPgtableCfg { oas: 32, ..IoPgtableCfg::new(32) }, 
 
 conformance!(mali, MaliLpae, IoPgtableCfg::new(48), mali_lpae::look);
 conformance!(mali_one_entry_at_the_top, MaliLpae, IoPgtableCfg::new(39), mali_lpae::look);
+
+conformance!(mock, Mock2k, IoPgtableCfg::new(44), walkers::mock2k::look);

@@ -2,6 +2,7 @@
 //! model, the format's walker, the engine's lookup and its dump agree; at the end nothing is left.
 
 mod common;
+mod mock2k;
 mod walkers;
 
 use std::collections::BTreeMap;
@@ -11,6 +12,7 @@ use io_pgtable::{
     AmdV1, Arm32LpaeS1, Arm32LpaeS2, ArmLpaeS1, ArmLpaeS2, ArmV7s, Dart1, Dart2, Format, IoPageTable,
     IoPgtableCfg, MaliLpae, Quirks, RiscV, Split, VtdSs, X86_64,
 };
+use mock2k::Mock2k;
 use platform::{DmaAddr, MapError, Prot};
 use proptest::prelude::*;
 use walkers::{Walk, amdv1, arm_lpae, arm_v7s, dart, mali_lpae, riscv, sound, vtdss, x86_64};
@@ -404,6 +406,7 @@ model! {
     arm_v7, ArmV7s, of(32), arm_v7s::look, None;
     arm_v7_mediatek, ArmV7s, of(34).with_quirks(Quirks::NO_PERMS.union(Quirks::ARM_MTK_EXT)), arm_v7s::look, None;
     mali, MaliLpae, IoPgtableCfg::new(40), mali_lpae::look, None;
+    mock, Mock2k, IoPgtableCfg::new(44), walkers::mock2k::look, Some(|entry| entry | 1 << 9);
     dart_1_4k, Dart1<12>, IoPgtableCfg::new(32), dart::t8020_4k, None;
     dart_1_16k, Dart1<14>, IoPgtableCfg::new(32), dart::t8020_16k, None;
     dart_2, Dart2, IoPgtableCfg::new(42), dart::t8110, None;

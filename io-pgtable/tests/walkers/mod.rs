@@ -7,6 +7,7 @@ pub(crate) mod arm_lpae;
 pub(crate) mod arm_v7s;
 pub(crate) mod dart;
 pub(crate) mod mali_lpae;
+pub(crate) mod mock2k;
 pub(crate) mod riscv;
 pub(crate) mod vtdss;
 pub(crate) mod x86_64;
