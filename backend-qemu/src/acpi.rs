@@ -24,8 +24,8 @@ pub enum AcpiError {
     NoTable(String),
 }
 
-/// The tables, loaded.
-#[derive(Debug)]
+/// The tables, loaded. Only a PC has them here.
+#[derive(Debug, Default)]
 pub struct AcpiTables {
     files: BTreeMap<String, Loaded>,
 }

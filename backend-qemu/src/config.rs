@@ -7,7 +7,8 @@ use std::time::Duration;
 use iommu_core::Settings;
 use platform::pci::PciAddress;
 
-use crate::program::{Program, Version};
+use crate::board::{Board, Q35, RISCV_VIRT};
+use crate::program::{Emulator, Program, Version};
 
 /// The IOMMU of a machine.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -15,13 +16,16 @@ pub(crate) enum Unit {
     None,
     Amd,
     VtdFirstStage,
+    /// The board's own.
+    OnBoard,
 }
 
-/// A machine in words: a PC of type q35, with an AMD IOMMU unless it is told otherwise, and with the devices that are added.
+/// A machine in words: a board, a PC of type q35 with an AMD IOMMU unless it is told otherwise, and the devices that are added.
 ///
 /// Devices on the root bus have the device numbers that their callers give, from 2 on: the AMD IOMMU takes 1.
 #[derive(Clone, Debug)]
 pub struct Config {
+    pub(crate) board: &'static Board,
     pub(crate) program: Option<Program>,
     pub(crate) memory: u64,
     pub(crate) iommu: Unit,
@@ -43,6 +47,7 @@ impl Config {
     /// A q35 machine with 256 MiB of memory and an AMD IOMMU.
     pub fn q35() -> Self {
         Self {
+            board: &Q35,
             program: None,
             memory: 256 << 20,
             iommu: Unit::Amd,
@@ -54,6 +59,18 @@ impl Config {
             bounce_pool: 8 << 20,
             tick: Duration::from_millis(10),
         }
+    }
+
+    /// QEMU's own RISC-V machine (`virt`) with 256 MiB of memory and a RISC-V IOMMU, registers at 301_0000h. There is no driver
+    /// for that here: who asks for it brings it up through [`crate::QemuMachine::registers`], and until he does DMA is not
+    /// translated.
+    pub fn riscv_virt() -> Self {
+        Self { board: &RISCV_VIRT, iommu: Unit::OnBoard, ..Self::q35() }
+    }
+
+    /// Which of QEMU's programs runs it.
+    pub fn emulator(&self) -> Emulator {
+        self.board.emulator
     }
 
     /// With this QEMU instead of the one that [`Program::find`] finds.
@@ -159,9 +176,11 @@ impl Config {
     pub(crate) fn arguments(&self, version: Version, ram: &str, firmware: &str) -> Vec<OsString> {
         let memory = self.memory >> 20;
         let text = |words: &str| words.split_whitespace().map(OsString::from).collect::<Vec<_>>();
-        // No timers that tick while nothing happens: time jumps to the next thing that happens.
-        let mut arguments =
-            text("-M q35,pit=off,hpet=off,memory-backend=ram -accel tcg -icount shift=0,sleep=off");
+        // Time jumps to the next thing that happens.
+        let mut arguments = text(&format!(
+            "-M {},memory-backend=ram -accel tcg -icount shift=0,sleep=off",
+            self.board.machine
+        ));
         arguments.extend(text("-display none -nodefaults -no-user-config -qtest-log none"));
         arguments.extend(text(&format!(
             "-m {memory} -object memory-backend-file,id=ram,size={memory}M,mem-path={ram},share=on"
@@ -173,7 +192,7 @@ impl Config {
         // Option ROMs are for processors.
         arguments.extend(text("-global pci-device.romfile="));
         let unit = match self.iommu {
-            Unit::None => None,
+            Unit::None | Unit::OnBoard => None,
             // Without it QEMU emulates the IOMMU and passes DMA by.
             Unit::Amd if version < REMAPPING_IS_AN_OPTION => Some("amd-iommu,pt=off"),
             Unit::Amd => Some("amd-iommu,dma-remap=on"),

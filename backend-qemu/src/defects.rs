@@ -25,8 +25,8 @@ pub enum Defect {
     EventFlags,
     /// An invalidation of pages drops all translations of the domain, so that a range that is too small does not show.
     InvalidatesWholeDomain,
-    /// An NVMe controller says that a command has succeeded whose data was refused.
-    NvmeHidesRefusals,
+    /// The RISC-V IOMMU finds a page of more than 4 KiB somewhere else than its entry says.
+    RiscvLargePages,
 }
 
 /// In which versions: from the first up to, and without, the second.
@@ -38,7 +38,8 @@ const DEFECTS: &[(Defect, Version, Version)] = &[
     (Defect::EventDomainZero, Version::new(10, 2, 0), NOT_YET),
     (Defect::EventFlags, Version::new(10, 2, 0), NOT_YET),
     (Defect::InvalidatesWholeDomain, OLDEST, NOT_YET),
-    (Defect::NvmeHidesRefusals, OLDEST, NOT_YET),
+    // Fixed somewhere between 10.0.2 and 11.1.3.
+    (Defect::RiscvLargePages, OLDEST, Version::new(11, 0, 0)),
 ];
 
 const OLDEST: Version = Version::new(0, 0, 0);

@@ -1,12 +1,10 @@
 //! What firmware does to the PCI tree: bus numbers, addresses for registers, windows of bridges, ACS.
 
 use std::collections::BTreeMap;
+use std::ops::Range;
 
 use platform::pci::{ConfigSpace, PciAddress};
 
-/// Where registers of devices are put: above the window of configuration space, below the chipset's own.
-const FIRST: u64 = 0xc000_0000;
-const END: u64 = 0xfe00_0000;
 /// Bridges decode in steps of this.
 const BRIDGE_STEP: u64 = 1 << 20;
 
@@ -33,9 +31,10 @@ pub(crate) struct Bar {
 /// The memory regions of each function, by the number of their base address register.
 pub(crate) type Bars = BTreeMap<(PciAddress, u8), Bar>;
 
-/// Sets up all that is behind bus 0.
-pub(crate) fn enumerate(config: &dyn ConfigSpace) -> Bars {
-    let mut enumerator = Enumerator { config, last_bus: 0, next: FIRST, bars: Bars::new() };
+/// Sets up all that is behind bus 0, with registers in this range.
+pub(crate) fn enumerate(config: &dyn ConfigSpace, registers: &Range<u64>) -> Bars {
+    let Range { start: next, end } = *registers;
+    let mut enumerator = Enumerator { config, last_bus: 0, next, end, bars: Bars::new() };
     enumerator.bus(0);
     enumerator.bars
 }
@@ -45,6 +44,8 @@ struct Enumerator<'a> {
     last_bus: u8,
     /// The next free address.
     next: u64,
+    /// The first that is no more.
+    end: u64,
     bars: Bars,
 }
 
@@ -139,7 +140,8 @@ impl Enumerator<'_> {
         let wide = low & IS_64_BIT != 0;
         let high = if wide { probe(register + 4) } else { u32::MAX };
         let len = (u64::from(high) << 32 | u64::from(low & !FLAGS)).wrapping_neg();
-        let base = self.next.checked_next_multiple_of(len).filter(|base| len <= END.saturating_sub(*base));
+        let base =
+            self.next.checked_next_multiple_of(len).filter(|base| len <= self.end.saturating_sub(*base));
         self.config.write32(address, register, base.unwrap_or(0) as u32);
         if wide {
             self.config.write32(address, register + 4, 0);

@@ -1,6 +1,7 @@
 #![doc = include_str!("../README.md")]
 
 mod acpi;
+mod board;
 mod config;
 mod config_space;
 mod defects;
@@ -25,5 +26,5 @@ pub use edu::{EDU_BUFFER, Edu, EduBench, EduError};
 pub use fw_cfg::FwCfgError;
 pub use machine::{QemuError, QemuMachine};
 pub use platform::QemuPlatform;
-pub use program::{Program, ProgramError, Version};
+pub use program::{Emulator, Program, ProgramError, Version};
 pub use qtest::QtestError;

@@ -104,29 +104,34 @@ impl QemuMachine {
     /// # Errors
     /// [`QemuError`] with the reason.
     pub fn start(config: Config) -> Result<Self, QemuError> {
-        let program = config.program.clone().map_or_else(Program::find, Ok)?;
+        let board = config.board;
+        let program = config.program.clone().map_or_else(|| Program::find(board.emulator), Ok)?;
         let version = program.version();
-        let ram = Ram::new(config.memory as usize)?;
+        let mut ram = Ram::new(config.memory as usize)?;
+        ram.start_with(board.halt);
         let firmware = halting_firmware()?;
+        let firmware = if board.is_pc { path_of(&firmware) } else { "none".into() };
         let (ours, theirs) = UnixStream::pair()?;
-        let arguments = config.arguments(version, &ram.path(), &path_of(&firmware));
+        let arguments = config.arguments(version, &ram.path(), &firmware);
         let process = Process::start(&program, arguments, theirs)?;
         let qtest = Arc::new(Qtest::new(ours)?);
         let failed = |error| QemuError::Qemu { error, messages: process.messages() };
         qtest.ping().map_err(failed)?;
-        let platform = Arc::new(QemuPlatform::new(ram, config.memory));
+        let platform = Arc::new(QemuPlatform::new(ram, config.memory, board));
         let dyn_platform: Arc<dyn Platform> = platform.clone();
-        let config_space = Arc::new(QemuConfigSpace::new(Arc::clone(&qtest)));
+        let config_space = Arc::new(QemuConfigSpace::new(Arc::clone(&qtest), board));
         // Before the tables are read: they are made when they are read first, and say what there is then.
-        let bars = Arc::new(enumerate(&*config_space));
+        let bars = Arc::new(enumerate(&*config_space, &board.registers));
         qtest.error().map_err(failed)?;
-        let acpi = AcpiTables::load(&FwCfg { qtest: &qtest, platform: &dyn_platform })?;
+        let acpi = match board.is_pc {
+            true => AcpiTables::load(&FwCfg { qtest: &qtest, platform: &dyn_platform })?,
+            false => AcpiTables::default(),
+        };
         let topology = Topology::scan(&*config_space, 0, QUIRKS);
         let messages = MessagePage::new(&platform)?;
         // Devices with narrow masks must reach it.
-        const POOL_LIMIT: PhysAddr = PhysAddr::new(0x03ff_ffff);
-        let pool =
-            swiotlb::Config { size: config.bounce_pool, areas: 4, limit: POOL_LIMIT, ..Default::default() };
+        let limit = PhysAddr::new(board.ram + 0x03ff_ffff);
+        let pool = swiotlb::Config { size: config.bounce_pool, areas: 4, limit, ..Default::default() };
         let bounce = Arc::new(Swiotlb::new(&dyn_platform, &pool)?);
         let mut machine = Self {
             ticker: None,

@@ -5,9 +5,11 @@ use platform::{
     CacheMaintenance, Clock, Extent, FramePool, FrameRequest, Frames, Instant, OutOfFrames, PhysAddr, Window,
 };
 
+use crate::board::Board;
 use crate::ram::Ram;
 
-/// RAM below this is not handed out: on a PC there are firmware and video memory in it, and address 0.
+/// The start of RAM is not handed out: on a PC there are firmware and video memory in it, and address 0; elsewhere the processor
+/// waits there.
 const LOW_MEMORY: u64 = 1 << 20;
 
 /// Memory and time of a machine of QEMU's. Its devices are coherent.
@@ -20,11 +22,13 @@ pub struct QemuPlatform {
 }
 
 impl QemuPlatform {
-    /// All of `len` bytes of RAM above the first mebibyte, free.
-    pub(crate) fn new(ram: Ram, len: u64) -> Self {
+    /// All of `len` bytes of the board's RAM, but for its start and what is QEMU's own, free.
+    pub(crate) fn new(ram: Ram, len: u64, board: &Board) -> Self {
+        let offset = ram.base().addr().wrapping_sub(board.ram as usize);
         // SAFETY: RAM is one mapping that lives as long as this value, at a constant distance, with its address exposed.
-        let window = unsafe { Window::new(ram.window_offset()) };
-        let ranges = [(PhysAddr::new(LOW_MEMORY), len.saturating_sub(LOW_MEMORY))];
+        let window = unsafe { Window::new(offset) };
+        let free = len.saturating_sub(LOW_MEMORY + board.ram_tail);
+        let ranges = [(PhysAddr::new(board.ram + LOW_MEMORY), free)];
         // SAFETY: a new file is zeros and the machine's alone; it is mapped as long as this value lives. QEMU's devices move
         // whole words.
         let frames = unsafe { FramePool::new(&ranges, window) };

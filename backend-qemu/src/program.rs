@@ -4,8 +4,25 @@ use std::fmt;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
-/// The program that emulates an x86-64 machine.
-const X86_64: &str = "qemu-system-x86_64";
+/// Which of QEMU's programs.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+#[non_exhaustive]
+pub enum Emulator {
+    /// The one that emulates x86-64 machines.
+    X86_64,
+    /// The one that emulates 64-bit RISC-V machines.
+    RiscV64,
+}
+
+impl Emulator {
+    const fn file_name(self) -> &'static str {
+        match self {
+            Self::X86_64 => "qemu-system-x86_64",
+            Self::RiscV64 => "qemu-system-riscv64",
+        }
+    }
+}
+
 /// The environment variable that names the folder with the programs.
 const VARIABLE: &str = "BACKEND_QEMU";
 /// What `cargo xtask qemu --fetch` makes under the target folder: one folder for each suite of Debian's.
@@ -49,9 +66,10 @@ impl fmt::Display for Version {
 pub enum ProgramError {
     /// There is none in any of the places.
     #[error(
-        "no {X86_64} in the folder that {VARIABLE} names, in PATH or under the target folder; `cargo xtask qemu --fetch` gets one"
+        "no {} in the folder that {VARIABLE} names, in PATH or under the target folder; `cargo xtask qemu --fetch` gets one",
+        .0.file_name()
     )]
-    NotFound,
+    NotFound(Emulator),
     /// It does not start.
     #[error("{program} does not start: {error}")]
     DoesNotStart {
@@ -83,17 +101,18 @@ impl Program {
     ///
     /// # Errors
     /// [`ProgramError`] with the reason.
-    pub fn find() -> Result<Self, ProgramError> {
+    pub fn find(emulator: Emulator) -> Result<Self, ProgramError> {
+        let name = emulator.file_name();
+        let at = |path| Self::at(emulator, path);
         if let Some(folder) = std::env::var_os(VARIABLE) {
-            return Self::at(Path::new(&folder).join(X86_64));
+            return at(Path::new(&folder).join(name));
         }
         let path = std::env::var_os("PATH").unwrap_or_default();
-        if let Some(found) = std::env::split_paths(&path).map(|dir| dir.join(X86_64)).find(|it| it.is_file())
-        {
-            return Self::at(found);
+        if let Some(found) = std::env::split_paths(&path).map(|dir| dir.join(name)).find(|it| it.is_file()) {
+            return at(found);
         }
-        let fetched: Vec<Self> = fetched().into_iter().map(Self::at).collect::<Result<_, _>>()?;
-        fetched.into_iter().max_by_key(|program| program.version).ok_or(ProgramError::NotFound)
+        let fetched: Vec<Self> = fetched(name).into_iter().map(at).collect::<Result<_, _>>()?;
+        fetched.into_iter().max_by_key(|program| program.version).ok_or(ProgramError::NotFound(emulator))
     }
 
     /// Whether `BACKEND_QEMU` is set: then whoever runs tests wants them on QEMU, and its absence is a failure.
@@ -101,15 +120,17 @@ impl Program {
         std::env::var_os(VARIABLE).is_some()
     }
 
-    /// The one at `path`.
+    /// The one at `path`, which is that emulator.
     ///
     /// # Errors
     /// [`ProgramError`] when it is none.
-    pub fn at(path: PathBuf) -> Result<Self, ProgramError> {
+    pub fn at(emulator: Emulator, path: PathBuf) -> Result<Self, ProgramError> {
         let output = Command::new(&path).arg("--version").stdin(Stdio::null()).output();
         let said = match output {
             Ok(output) => String::from_utf8_lossy(&output.stdout).into_owned(),
-            Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Err(ProgramError::NotFound),
+            Err(error) if error.kind() == std::io::ErrorKind::NotFound => {
+                return Err(ProgramError::NotFound(emulator));
+            }
             Err(error) => return Err(ProgramError::DoesNotStart { program: path, error }),
         };
         match Version::parse(&said) {
@@ -130,7 +151,7 @@ impl Program {
 }
 
 /// What has been fetched, of the target folder that this program was built in or that belongs to the folder it runs in.
-fn fetched() -> Vec<PathBuf> {
+fn fetched(name: &str) -> Vec<PathBuf> {
     let built = std::env::current_exe().unwrap_or_default();
     let runs = std::env::current_dir().unwrap_or_default();
     let around = built.ancestors().map(|dir| dir.join(FETCHED));
@@ -138,5 +159,5 @@ fn fetched() -> Vec<PathBuf> {
     let suites = around.filter_map(|dir| std::fs::read_dir(dir).ok()).flatten().flatten();
     // The file is written when a folder is complete.
     let complete = suites.map(|suite| suite.path()).filter(|suite| suite.join("version").is_file());
-    complete.map(|suite| suite.join(X86_64)).filter(|program| program.is_file()).collect()
+    complete.map(|suite| suite.join(name)).filter(|program| program.is_file()).collect()
 }

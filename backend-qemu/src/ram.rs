@@ -7,7 +7,7 @@ use std::os::fd::AsRawFd;
 use rustix::fs::{MemfdFlags, memfd_create};
 use rustix::mm::{MapFlags, ProtFlags, mmap, munmap};
 
-/// Guest RAM from physical address 0 on, zeroed, shared with QEMU.
+/// Guest RAM, zeroed, shared with QEMU.
 pub(crate) struct Ram {
     file: File,
     base: *mut u8,
@@ -31,9 +31,16 @@ impl Ram {
         Ok(Self { file, base, len })
     }
 
-    /// What to add to a physical address.
-    pub(crate) fn window_offset(&self) -> usize {
-        self.base.addr()
+    /// Where this process sees the first byte.
+    pub(crate) fn base(&self) -> *mut u8 {
+        self.base
+    }
+
+    /// Puts code at the start.
+    pub(crate) fn start_with(&mut self, code: &[u8]) {
+        assert!(code.len() <= self.len);
+        // SAFETY: the mapping is that long, and nobody else has it yet.
+        unsafe { self.base.copy_from_nonoverlapping(code.as_ptr(), code.len()) };
     }
 
     /// A path by which QEMU opens it.

@@ -6,7 +6,7 @@ use std::io::{BufRead, BufReader};
 use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
-use backend_qemu::{Config, Defect, Program, ProgramError, QemuError, QemuMachine};
+use backend_qemu::{Config, Defect, Emulator, Program, ProgramError, QemuError, QemuMachine};
 use common::{EDU, PAGE, RW, map, pages, start, with_edu};
 use iommu_core::PagingFlags;
 use platform::Clock;
@@ -132,8 +132,8 @@ fn what_qemu_does_not_take_is_an_error_with_its_own_words() {
     let error = QemuMachine::start(Config::q35().device("abacus")).unwrap_err();
     let QemuError::Qemu { messages, .. } = &error else { panic!("{error}") };
     assert!(messages.contains("abacus"), "{messages}");
-    let nowhere = Program::at("/nonexistent/qemu-system-x86_64".into());
-    assert!(matches!(nowhere, Err(ProgramError::NotFound)));
+    let nowhere = Program::at(Emulator::X86_64, "/nonexistent/qemu-system-x86_64".into());
+    assert!(matches!(nowhere, Err(ProgramError::NotFound(Emulator::X86_64))));
 }
 
 /// How many processes have this mark on their command line.

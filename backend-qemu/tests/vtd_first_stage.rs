@@ -9,7 +9,8 @@ use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use backend_qemu::{Config, Edu, QemuMachine};
-use common::{EDU, PAGE, RW, start};
+use common::tables::{Tables, every_page};
+use common::{EDU, PAGE, start};
 use io_pgtable::{IoPageTable, IoPgtableCfg, PageTable, X86_64};
 use platform::time::poll_until;
 use platform::{DmaAddr, FrameRequest, Frames, IotlbGather, LeakCounter, Mmio, PhysAddr, Platform, Prot};
@@ -110,10 +111,15 @@ impl Unit {
         // SAFETY: as in `put`.
         unsafe { self.machine.platform().window().word(at) }.load(Ordering::Relaxed)
     }
+}
 
-    fn frame_below(&self, last: u64) -> PhysAddr {
-        let request = FrameRequest { limit: PhysAddr::new(last), ..FrameRequest::ONE };
-        self.machine.platform().alloc(request).unwrap()
+impl Tables for Unit {
+    fn machine(&self) -> &QemuMachine {
+        &self.machine
+    }
+
+    fn edu(&self) -> &Edu {
+        &self.edu
     }
 
     fn map(&mut self, at: u64, phys: u64, size: u64, prot: Prot) {
@@ -131,58 +137,10 @@ impl Unit {
         drop(gather);
         self.invalidate();
     }
-
-    /// Whether a word that edu reads at `from` can be written by it at `to`.
-    fn copies(&self, from: u64, to: u64) {
-        let clock = &**self.machine.platform();
-        self.edu.read(clock, DmaAddr::new(from), 0, 8).unwrap();
-        self.edu.write(clock, DmaAddr::new(to), 0, 8).unwrap();
-    }
 }
 
-/// Each size, in the first and the last frame of the page: what may be read and written is, what may be read only is not
-/// written, and beside it and afterwards there is nothing.
 #[test]
 fn every_page_size_and_permission_of_the_first_stage() {
-    const HOME: u64 = 0x10_0000;
     let Some(mut unit) = Unit::start() else { return };
-    let home = unit.frame_below(u64::MAX);
-    unit.map(HOME, home.get(), PAGE as u64, RW);
-    let mut value = 0x0102_0304_0506_0708_u64;
-    let mut next = move || {
-        value = value.rotate_left(9) ^ 0x5555;
-        value
-    };
-    for (size, phys) in [(PAGE as u64, 256 << 20), (2 << 20, 512 << 20), (GIB, GIB)] {
-        let iova = 0x7f00_0000_0000;
-        let mut frames = vec![unit.frame_below(phys + PAGE as u64 - 1)];
-        if size > PAGE as u64 {
-            frames.push(unit.frame_below(phys + size - 1));
-        }
-        for frame in frames {
-            let at = iova + (frame.get() - phys);
-            for prot in [RW, Prot::READ] {
-                unit.map(iova, phys, size, prot);
-                let (old, new) = (next(), next());
-                unit.put(frame, old);
-                unit.copies(at, HOME);
-                assert_eq!(unit.word(home), old, "reading {size:#x} bytes with {prot:?}");
-                unit.put(home, new);
-                unit.copies(HOME, at);
-                let expected = if prot == RW { new } else { old };
-                assert_eq!(unit.word(frame), expected, "writing {size:#x} bytes with {prot:?}");
-                for beside in [iova - 8, iova + size] {
-                    unit.put(home, new);
-                    unit.copies(HOME, beside);
-                    unit.copies(beside, HOME);
-                    assert_ne!(unit.word(home), old, "{beside:#x} beside {size:#x} bytes leads somewhere");
-                }
-                unit.unmap(iova, size);
-                unit.put(home, next());
-                unit.copies(HOME, at);
-                assert_eq!(unit.word(frame), expected, "{size:#x} bytes, unmapped");
-            }
-        }
-    }
-    unit.machine.health().unwrap();
+    every_page(&mut unit, 0x7f00_0000_0000, &[(PAGE as u64, 256 << 20), (2 << 20, 512 << 20), (GIB, GIB)]);
 }

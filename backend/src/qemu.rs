@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use backend_qemu::{Config, Defect, Program, ProgramError, QemuError, QemuMachine};
+use backend_qemu::{Config, Defect, Emulator, Program, ProgramError, QemuError, QemuMachine};
 use conformance::Bench;
 use dma_api::Device;
 use iommu_core::Fault;
@@ -23,9 +23,9 @@ struct Qemu {
 
 pub(crate) fn open(options: &Options) -> Result<Box<dyn Backend>, BackendError> {
     let settings = settings::of(options)?;
-    let program = match Program::find() {
+    let program = match Program::find(Emulator::X86_64) {
         // Whoever has named one wants that one.
-        Err(error @ ProgramError::NotFound) if !Program::is_demanded() => {
+        Err(error @ ProgramError::NotFound(_)) if !Program::is_demanded() => {
             return Err(BackendError::Absent(Box::new(error)));
         }
         found => found.map_err(|error| BackendError::Start(Box::new(error)))?,

@@ -7,7 +7,7 @@ use std::io::Write as _;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use backend_qemu::{Config, EDU_BUFFER, Edu, Program, ProgramError, QemuMachine};
+use backend_qemu::{Config, EDU_BUFFER, Edu, Emulator, Program, ProgramError, QemuMachine};
 use backend_sim::SimMachine;
 use backend_sim::sim_hardware::Machine as SimHardware;
 use iommu_core::{Domain, Group, PagingFlags};
@@ -356,8 +356,8 @@ fn number(variable: &str, default: u64) -> u64 {
 
 #[test]
 fn random_sequences_end_the_same_on_the_simulator_and_on_qemu() {
-    let program = match Program::find() {
-        Err(why @ ProgramError::NotFound) if !Program::is_demanded() => {
+    let program = match Program::find(Emulator::X86_64) {
+        Err(why @ ProgramError::NotFound(_)) if !Program::is_demanded() => {
             // Not by `eprintln`, which the test harness swallows when a test passes.
             let _ = writeln!(std::io::stderr(), "not run: agreement of the simulator and QEMU: {why}");
             return;

@@ -2,6 +2,8 @@
 
 #![allow(dead_code, reason = "each test uses some of it")]
 
+pub(crate) mod tables;
+
 use std::io::Write as _;
 use std::sync::Arc;
 
@@ -28,12 +30,12 @@ pub(crate) fn with_edu() -> Config {
 
 /// Starts a machine. `None` where there is no QEMU, which is said, and which is a failure when one was asked for by name.
 pub(crate) fn start(config: Config) -> Option<QemuMachine> {
-    match Program::find() {
-        Err(ProgramError::NotFound) if !Program::is_demanded() => {
+    let emulator = config.emulator();
+    match Program::find(emulator) {
+        Err(why @ ProgramError::NotFound(_)) if !Program::is_demanded() => {
             let thread = std::thread::current();
             let test = thread.name().unwrap_or("a test");
             // Not by `eprintln`, which the test harness swallows when a test passes.
-            let why = ProgramError::NotFound;
             let _ = writeln!(std::io::stderr(), "not run: {test}: {why}");
             None
         }

@@ -23,9 +23,9 @@ const SUITES: [Suite; 2] = [
     Suite { name: "trixie-backports", base: "trixie", wanted: "11.1.3" },
 ];
 
-const PACKAGE: &str = "qemu-system-x86";
+const PACKAGES: [&str; 2] = ["qemu-system-x86", "qemu-system-riscv"];
 /// What a folder has at its top, to be started.
-const PROGRAM: &str = "qemu-system-x86_64";
+const PROGRAMS: [&str; 2] = ["qemu-system-x86_64", "qemu-system-riscv64"];
 /// The file that is there when a folder is complete; it holds the version.
 const COMPLETE: &str = "version";
 
@@ -36,9 +36,10 @@ pub(crate) struct Fetched {
 }
 
 impl Fetched {
-    /// The emulator, to be started.
+    /// The emulator of a PC, to be started.
     pub(crate) fn program(&self) -> PathBuf {
-        self.folder.join(PROGRAM)
+        let [pc, _] = PROGRAMS;
+        self.folder.join(pc)
     }
 }
 
@@ -55,8 +56,9 @@ pub(crate) fn newest() -> Result<Fetched, String> {
 
 fn suite(suite: &Suite) -> Result<Fetched, String> {
     let folder = target().join("qemu").join(suite.name);
-    if !folder.join(COMPLETE).is_file() {
-        println!("fetching {PACKAGE} of {}", suite.name);
+    let needed = PROGRAMS.iter().chain([&COMPLETE]);
+    if !needed.into_iter().all(|name| folder.join(name).is_file()) {
+        println!("fetching {} of {}", PACKAGES.join(" and "), suite.name);
         // What an interrupted run has left.
         remove(&folder)?;
         let work = target().join("qemu").join(format!("{}.apt", suite.name));
@@ -75,21 +77,32 @@ fn suite(suite: &Suite) -> Result<Fetched, String> {
 fn unpack(suite: &Suite, work: &Path, folder: &Path) -> Result<(), String> {
     let apt = Apt::new(&[suite.base, suite.name], work)?;
     apt.run(&["update"])?;
-    let install = |package: &str| {
-        apt.run(&["install", "--yes", "--download-only", "--target-release", suite.name, package])
+    let install = |packages: &[String]| {
+        let how = ["install", "--yes", "--download-only", "--target-release", suite.name];
+        let packages = packages.iter().map(String::as_str);
+        apt.run(&how.into_iter().chain(packages).collect::<Vec<_>>())
     };
     // The version that was tried, if it is still there.
-    install(&format!("{PACKAGE}=1:{}+*", suite.wanted)).or_else(|_| install(PACKAGE))?;
+    let pinned = PACKAGES.map(|package| format!("{package}=1:{}+*", suite.wanted));
+    install(&pinned).or_else(|_| install(&PACKAGES.map(String::from)))?;
     apt.unpack(folder)?;
-    let launcher = folder.join(PROGRAM);
-    write(&launcher, LAUNCHER)?;
-    fs::set_permissions(&launcher, fs::Permissions::from_mode(0o755)).map_err(|error| error.to_string())?;
-    let version = version(&launcher)?;
+    for program in PROGRAMS {
+        let launcher = folder.join(program);
+        write(&launcher, LAUNCHER)?;
+        let executable = fs::Permissions::from_mode(0o755);
+        fs::set_permissions(&launcher, executable).map_err(|error| error.to_string())?;
+    }
+    let versions = PROGRAMS.map(|program| version(&folder.join(program)));
+    let [version, others @ ..] = versions;
+    let version = version?;
+    if others.iter().any(|other| other.as_ref() != Ok(&version)) {
+        return Err(format!("the programs are not of one version: {version} and {others:?}"));
+    }
     // Written last, so that a folder with it is complete.
     write(&folder.join(COMPLETE), &version)
 }
 
-/// Starts the unpacked program through the loader and the libraries that came with it. QEMU's modules too: those of an
+/// Starts the unpacked program of its own name through the loader and the libraries that came with it. QEMU's modules too: those of an
 /// installed QEMU would be of another version.
 const LAUNCHER: &str = r#"#!/bin/sh
 here=$(dirname "$0")
@@ -100,7 +113,7 @@ done
 for loader in "$here"/usr/lib64/ld-linux-x86-64.so.2 "$here"/lib64/ld-linux-x86-64.so.2; do
     if [ -e "$loader" ]; then
         export QEMU_MODULE_DIR="$here"/usr/lib/x86_64-linux-gnu/qemu
-        exec "$loader" --library-path "${libraries#:}" "$here"/usr/bin/qemu-system-x86_64 \
+        exec "$loader" --library-path "${libraries#:}" "$here"/usr/bin/"$(basename "$0")" \
             -L "$here"/usr/share/qemu -L "$here"/usr/share/seabios "$@"
     fi
 done
