@@ -42,9 +42,9 @@ impl Process {
             set_parent_process_death_signal(Some(Signal::KILL))?;
             // The parent may have gone before.
             let alive = getppid().is_some_and(|pid| pid.as_raw_nonzero().get().unsigned_abs() == parent);
-            if alive { Ok(()) } else { Err(std::io::Error::other("the parent has gone")) }
+            if alive { Ok(()) } else { Err(rustix::io::Errno::SRCH.into()) }
         };
-        // SAFETY: between fork and exec only system calls are made.
+        // SAFETY: between fork and exec only system calls are made, and nothing is allocated.
         unsafe { command.pre_exec(die_with_parent) };
         let (stop, stopped) = mpsc::channel();
         let (started, outcome) = mpsc::channel();
