@@ -150,6 +150,22 @@ impl ModelUnit {
         worked
     }
 
+    /// Fetches the device's table entry, in pieces and in the given order; invalidations wait for a fetch that has begun.
+    pub fn fetch(&self, order: [u64; 4]) -> [u64; 4] {
+        let _busy = self.busy.lock().unwrap();
+        self.entry(order)
+    }
+
+    /// The entry without that, for whoever is alone.
+    pub fn entry(&self, order: [u64; 4]) -> [u64; 4] {
+        let base = self.device_table.load(Ordering::Acquire) & ADDRESS;
+        let mut words = [0; 4];
+        for index in order {
+            words[index as usize] = self.word(base + 8 * index).load(Ordering::Acquire);
+        }
+        words
+    }
+
     /// The device reads at `iova`, what translates is remembered.
     pub fn access(&self, iova: u64) {
         let _busy = self.busy.lock().unwrap();
