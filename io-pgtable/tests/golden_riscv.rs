@@ -4,9 +4,8 @@
 mod common;
 mod walkers;
 
-use common::image::{Altered, Case, check, check_altered, word, words};
+use common::image::{Case, check, word, words};
 use io_pgtable::{IoPgtableCfg, Quirks, RiscV};
-use walkers::riscv::walk;
 
 const BASE: u64 = 0x4000_0000;
 
@@ -98,58 +97,57 @@ fn sv39() {
     check::<RiscV>(BASE, &cfg, CASES);
 }
 
-const SV48: &[Case] = &[
-    // 4K RW NOEXEC
-    Case {
-        iova: 0x1234_5678_9000,
-        phys: 0xab_cdef_0123_4000,
-        size: 0x1000,
-        prot: "RWN",
-        words: &[
-            word(0x4000_0000, 0x24, 0x1000_0401),
-            word(0x4000_1000, 0xd1, 0x1000_0801),
-            word(0x4000_2000, 0xb3, 0x1000_0c01),
-            word(0x4000_3000, 0x189, 0x2a_f37b_c048_d0d7),
-        ],
-    },
-    // 64K NAPOT RO
-    Case {
-        iova: 0x1234_5679_0000,
-        phys: 0xab_cdef_0124_0000,
-        size: 0x1_0000,
-        prot: "RN",
-        words: &[words(0x4000_3000, 0x190, 0x802a_f37b_c049_2053, 16, 0)],
-    },
-    // 2M RW
-    Case {
-        iova: 0x1234_5780_0000,
-        phys: 0xab_cdef_0140_0000,
-        size: 0x20_0000,
-        prot: "RWN",
-        words: &[word(0x4000_2000, 0xbc, 0x2a_f37b_c050_00d7)],
-    },
-    // 1G RW
-    Case {
-        iova: 0x1234_8000_0000,
-        phys: 0xab_cdef_4000_0000,
-        size: 0x4000_0000,
-        prot: "RWN",
-        words: &[word(0x4000_1000, 0xd2, 0x2a_f37b_d000_00d7)],
-    },
-    // 512G RW
-    Case {
-        iova: 0x1300_0000_0000,
-        phys: 0xab_cd80_0000_0000,
-        size: 0x80_0000_0000,
-        prot: "RWN",
-        words: &[word(0x4000_0000, 0x26, 0x2a_f360_0000_00d7)],
-    },
-];
-
 #[test]
 fn sv48() {
     let cfg = IoPgtableCfg::new(48);
-    check::<RiscV>(BASE, &cfg, SV48);
+    const CASES: &[Case] = &[
+        // 4K RW NOEXEC
+        Case {
+            iova: 0x1234_5678_9000,
+            phys: 0xab_cdef_0123_4000,
+            size: 0x1000,
+            prot: "RWN",
+            words: &[
+                word(0x4000_0000, 0x24, 0x1000_0401),
+                word(0x4000_1000, 0xd1, 0x1000_0801),
+                word(0x4000_2000, 0xb3, 0x1000_0c01),
+                word(0x4000_3000, 0x189, 0x2a_f37b_c048_d0d7),
+            ],
+        },
+        // 64K NAPOT RO
+        Case {
+            iova: 0x1234_5679_0000,
+            phys: 0xab_cdef_0124_0000,
+            size: 0x1_0000,
+            prot: "RN",
+            words: &[words(0x4000_3000, 0x190, 0x802a_f37b_c049_2053, 16, 0)],
+        },
+        // 2M RW
+        Case {
+            iova: 0x1234_5780_0000,
+            phys: 0xab_cdef_0140_0000,
+            size: 0x20_0000,
+            prot: "RWN",
+            words: &[word(0x4000_2000, 0xbc, 0x2a_f37b_c050_00d7)],
+        },
+        // 1G RW
+        Case {
+            iova: 0x1234_8000_0000,
+            phys: 0xab_cdef_4000_0000,
+            size: 0x4000_0000,
+            prot: "RWN",
+            words: &[word(0x4000_1000, 0xd2, 0x2a_f37b_d000_00d7)],
+        },
+        // 512G RW
+        Case {
+            iova: 0x1300_0000_0000,
+            phys: 0xab_cd80_0000_0000,
+            size: 0x80_0000_0000,
+            prot: "RWN",
+            words: &[word(0x4000_0000, 0x26, 0x2a_f360_0000_00d7)],
+        },
+    ];
+    check::<RiscV>(BASE, &cfg, CASES);
 }
 
 #[test]
@@ -255,67 +253,4 @@ fn sv48_with_memory_types() {
         },
     ];
     check::<RiscV>(BASE, &cfg, CASES);
-}
-
-/// As the reference model does, with SADE off.
-#[test]
-fn altered_entries() {
-    let leaf = |after, faults| Altered {
-        iova: 0x1234_5678_9000,
-        table: 0x4000_3000,
-        index: 0x189,
-        before: 0x2a_f37b_c048_d0d7,
-        after,
-        faults,
-    };
-    let large = |after, faults| Altered {
-        iova: 0x1234_5780_0000,
-        table: 0x4000_2000,
-        index: 0xbc,
-        before: 0x2a_f37b_c050_00d7,
-        ..leaf(after, faults)
-    };
-    let pointer = |after, faults| Altered {
-        table: 0x4000_1000,
-        index: 0xd1,
-        before: 0x1000_0801,
-        ..leaf(after, faults)
-    };
-    let cfg = IoPgtableCfg::new(48);
-    let altered = [
-        leaf(0x2a_f37b_c048_d0d6, "rwx"),
-        // W without R.
-        leaf(0x2a_f37b_c048_d0d5, "rwx"),
-        // Bits 54 and 59.
-        leaf(0x6a_f37b_c048_d0d7, "rwx"),
-        leaf(0x082a_f37b_c048_d0d7, "rwx"),
-        // PBMT without Svpbmt.
-        leaf(0x202a_f37b_c048_d0d7, "rwx"),
-        // N with 4 in PPN[3:0].
-        leaf(0x802a_f37b_c048_d0d7, "rwx"),
-        // A, D, U.
-        leaf(0x2a_f37b_c048_d097, "rwx"),
-        leaf(0x2a_f37b_c048_d057, "w"),
-        leaf(0x2a_f37b_c048_d0c7, "rwx"),
-        // RSW, G.
-        leaf(0x2a_f37b_c048_d3d7, ""),
-        leaf(0x2a_f37b_c048_d0f7, ""),
-        // A misaligned page of 2 MiB, and N in one.
-        large(0x2a_f37b_c050_04d7, "rwx"),
-        large(0x802a_f37b_c050_00d7, "rwx"),
-    ];
-    check_altered::<RiscV>(&cfg, SV48, walk, &cfg, &altered);
-    let altered = [
-        // PBMT 3.
-        leaf(0x602a_f37b_c048_d0d7, "rwx"),
-        // A, D, U, PBMT and N of a pointer; G and RSW are nothing.
-        pointer(0x1000_0841, "rwx"),
-        pointer(0x1000_0881, "rwx"),
-        pointer(0x1000_0811, "rwx"),
-        pointer(0x2000_0000_1000_0801, "rwx"),
-        pointer(0x8000_0000_1000_0801, "rwx"),
-        pointer(0x1000_0821, ""),
-        pointer(0x1000_0b01, ""),
-    ];
-    check_altered::<RiscV>(&cfg, SV48, walk, &cfg.with_quirks(Quirks::RISCV_SVPBMT), &altered);
 }

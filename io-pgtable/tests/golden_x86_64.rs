@@ -4,106 +4,104 @@
 mod common;
 mod walkers;
 
-use common::image::{Altered, Case, check, check_altered, word};
+use common::image::{Case, check, word};
 use io_pgtable::{IoPgtableCfg, Quirks, X86_64};
-use walkers::x86_64::walk;
 
 const BASE: u64 = 0x4000_0000;
-
-const FOUR_LEVELS: &[Case] = &[
-    // 4K RW
-    Case {
-        iova: 0x1234_5678_9000,
-        phys: 0xa_bcde_f012_3000,
-        size: 0x1000,
-        prot: "RW",
-        words: &[
-            word(0x4000_0000, 0x24, 0x4000_1027),
-            word(0x4000_1000, 0xd1, 0x4000_2027),
-            word(0x4000_2000, 0xb3, 0x4000_3027),
-            word(0x4000_3000, 0x189, 0xa_bcde_f012_3067),
-        ],
-    },
-    // 4K RO
-    Case {
-        iova: 0x1234_5678_a000,
-        phys: 0xa_bcde_f012_4000,
-        size: 0x1000,
-        prot: "R",
-        words: &[word(0x4000_3000, 0x18a, 0xa_bcde_f012_4025)],
-    },
-    // 4K WO flags
-    Case {
-        iova: 0x1234_5678_b000,
-        phys: 0xa_bcde_f012_5000,
-        size: 0x1000,
-        prot: "W",
-        words: &[word(0x4000_3000, 0x18b, 0xa_bcde_f012_5067)],
-    },
-    // 4K MMIO
-    Case {
-        iova: 0x1234_5678_c000,
-        phys: 0xfee0_0000,
-        size: 0x1000,
-        prot: "WM",
-        words: &[word(0x4000_3000, 0x18c, 0xfee0_0067)],
-    },
-    // 2M RW
-    Case {
-        iova: 0x1234_5780_0000,
-        phys: 0xa_bcde_f020_0000,
-        size: 0x20_0000,
-        prot: "RW",
-        words: &[word(0x4000_2000, 0xbc, 0xa_bcde_f020_00e7)],
-    },
-    // 2M RO
-    Case {
-        iova: 0x1234_57a0_0000,
-        phys: 0xa_bcde_f040_0000,
-        size: 0x20_0000,
-        prot: "R",
-        words: &[word(0x4000_2000, 0xbd, 0xa_bcde_f040_00a5)],
-    },
-    // 1G RW
-    Case {
-        iova: 0x1234_8000_0000,
-        phys: 0xa_bcde_4000_0000,
-        size: 0x4000_0000,
-        prot: "RW",
-        words: &[word(0x4000_1000, 0xd2, 0xa_bcde_4000_00e7)],
-    },
-    // 4K RW upper half
-    Case {
-        iova: 0xffff_9234_5678_9000,
-        phys: 0x1_2345_6000,
-        size: 0x1000,
-        prot: "RW",
-        words: &[
-            word(0x4000_0000, 0x124, 0x4000_4027),
-            word(0x4000_4000, 0xd1, 0x4000_5027),
-            word(0x4000_5000, 0xb3, 0x4000_6027),
-            word(0x4000_6000, 0x189, 0x1_2345_6067),
-        ],
-    },
-    // last page
-    Case {
-        iova: 0xffff_ffff_ffff_f000,
-        phys: 0x1_2345_7000,
-        size: 0x1000,
-        prot: "RW",
-        words: &[
-            word(0x4000_0000, 0x1ff, 0x4000_7027),
-            word(0x4000_7000, 0x1ff, 0x4000_8027),
-            word(0x4000_8000, 0x1ff, 0x4000_9027),
-            word(0x4000_9000, 0x1ff, 0x1_2345_7067),
-        ],
-    },
-];
 
 #[test]
 fn four_levels() {
     let cfg = IoPgtableCfg::new(48).with_quirks(Quirks::SIGN_EXTEND);
-    check::<X86_64>(BASE, &cfg, FOUR_LEVELS);
+    const CASES: &[Case] = &[
+        // 4K RW
+        Case {
+            iova: 0x1234_5678_9000,
+            phys: 0xa_bcde_f012_3000,
+            size: 0x1000,
+            prot: "RW",
+            words: &[
+                word(0x4000_0000, 0x24, 0x4000_1027),
+                word(0x4000_1000, 0xd1, 0x4000_2027),
+                word(0x4000_2000, 0xb3, 0x4000_3027),
+                word(0x4000_3000, 0x189, 0xa_bcde_f012_3067),
+            ],
+        },
+        // 4K RO
+        Case {
+            iova: 0x1234_5678_a000,
+            phys: 0xa_bcde_f012_4000,
+            size: 0x1000,
+            prot: "R",
+            words: &[word(0x4000_3000, 0x18a, 0xa_bcde_f012_4025)],
+        },
+        // 4K WO flags
+        Case {
+            iova: 0x1234_5678_b000,
+            phys: 0xa_bcde_f012_5000,
+            size: 0x1000,
+            prot: "W",
+            words: &[word(0x4000_3000, 0x18b, 0xa_bcde_f012_5067)],
+        },
+        // 4K MMIO
+        Case {
+            iova: 0x1234_5678_c000,
+            phys: 0xfee0_0000,
+            size: 0x1000,
+            prot: "WM",
+            words: &[word(0x4000_3000, 0x18c, 0xfee0_0067)],
+        },
+        // 2M RW
+        Case {
+            iova: 0x1234_5780_0000,
+            phys: 0xa_bcde_f020_0000,
+            size: 0x20_0000,
+            prot: "RW",
+            words: &[word(0x4000_2000, 0xbc, 0xa_bcde_f020_00e7)],
+        },
+        // 2M RO
+        Case {
+            iova: 0x1234_57a0_0000,
+            phys: 0xa_bcde_f040_0000,
+            size: 0x20_0000,
+            prot: "R",
+            words: &[word(0x4000_2000, 0xbd, 0xa_bcde_f040_00a5)],
+        },
+        // 1G RW
+        Case {
+            iova: 0x1234_8000_0000,
+            phys: 0xa_bcde_4000_0000,
+            size: 0x4000_0000,
+            prot: "RW",
+            words: &[word(0x4000_1000, 0xd2, 0xa_bcde_4000_00e7)],
+        },
+        // 4K RW upper half
+        Case {
+            iova: 0xffff_9234_5678_9000,
+            phys: 0x1_2345_6000,
+            size: 0x1000,
+            prot: "RW",
+            words: &[
+                word(0x4000_0000, 0x124, 0x4000_4027),
+                word(0x4000_4000, 0xd1, 0x4000_5027),
+                word(0x4000_5000, 0xb3, 0x4000_6027),
+                word(0x4000_6000, 0x189, 0x1_2345_6067),
+            ],
+        },
+        // last page
+        Case {
+            iova: 0xffff_ffff_ffff_f000,
+            phys: 0x1_2345_7000,
+            size: 0x1000,
+            prot: "RW",
+            words: &[
+                word(0x4000_0000, 0x1ff, 0x4000_7027),
+                word(0x4000_7000, 0x1ff, 0x4000_8027),
+                word(0x4000_8000, 0x1ff, 0x4000_9027),
+                word(0x4000_9000, 0x1ff, 0x1_2345_7067),
+            ],
+        },
+    ];
+    check::<X86_64>(BASE, &cfg, CASES);
 }
 
 #[test]
@@ -228,51 +226,4 @@ fn five_encrypted_levels() {
         },
     ];
     check::<X86_64>(BASE, &cfg, CASES);
-}
-
-/// As QEMU's VT-d walker does.
-#[test]
-fn altered_entries() {
-    let leaf = |after, faults| Altered {
-        iova: 0x1234_5678_9000,
-        table: 0x4000_3000,
-        index: 0x189,
-        before: 0xa_bcde_f012_3067,
-        after,
-        faults,
-    };
-    let pointer = |after, faults| Altered {
-        table: 0x4000_1000,
-        index: 0xd1,
-        before: 0x4000_2027,
-        ..leaf(after, faults)
-    };
-    let large = |after, faults| Altered {
-        iova: 0x1234_5780_0000,
-        table: 0x4000_2000,
-        index: 0xbc,
-        before: 0xa_bcde_f020_00e7,
-        ..leaf(after, faults)
-    };
-    let altered = [
-        leaf(0xa_bcde_f012_3066, "rwx"),
-        // R/W, U/S.
-        leaf(0xa_bcde_f012_3065, "w"),
-        leaf(0xa_bcde_f012_3063, "rwx"),
-        // Without A and D: hardware sets them.
-        leaf(0xa_bcde_f012_3007, ""),
-        // Bits 62:52, XD, PAT.
-        leaf(0x7ffa_bcde_f012_3067, ""),
-        leaf(0x800a_bcde_f012_3067, ""),
-        leaf(0xa_bcde_f012_30e7, ""),
-        // PS in the fourth level.
-        Altered { table: BASE, index: 0x24, before: 0x4000_1027, ..leaf(0x4000_10a7, "rwx") },
-        pointer(0x4000_2025, "w"),
-        pointer(0x4000_2023, "rwx"),
-        // Bit 13 of a page of 2 MiB is reserved, bit 12 is PAT.
-        large(0xa_bcde_f020_20e7, "rwx"),
-        large(0xa_bcde_f020_10e7, ""),
-    ];
-    let cfg = IoPgtableCfg::new(48).with_quirks(Quirks::SIGN_EXTEND);
-    check_altered::<X86_64>(&cfg, FOUR_LEVELS, walk, &cfg, &altered);
 }
