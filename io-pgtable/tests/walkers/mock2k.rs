@@ -42,7 +42,7 @@ pub(crate) fn look(arena: &Arena, root: Root, _cfg: &IoPgtableCfg, iova: u64) ->
         let start = arena.read(table + 8 * first);
         for n in 0..items {
             let item = arena.read(table + 8 * (first + n));
-            let expected = start + (n * size << 12);
+            let expected = start + ((n * size) << 12);
             if (item ^ expected) & !0x300 != 0 {
                 return Err(Fault::Refused("a run that is none"));
             }
