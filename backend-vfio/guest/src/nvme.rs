@@ -40,12 +40,17 @@ fn finish(queue: &mut IoQueue<'_>) -> Result<(u16, Option<DmaBuffer<u8>>), Failu
     Ok((done.tag, done.buffer))
 }
 
+/// Sends a command for a place of the disk, and says its tag.
+type Send<'a> = &'a dyn Fn(&mut IoQueue<'_>, u64, DmaBuffer<u8>) -> Result<u16, Failure>;
+/// Looks at what came back from a place.
+type Check<'a> = &'a dyn Fn(u64, &[u8]) -> Result<(), Failure>;
+
 /// Moves the whole disk in pieces of several sizes, as many at a time as the queue takes.
 fn move_everything(
     controller: &Controller,
     id: u16,
-    send: &dyn Fn(&mut IoQueue<'_>, u64, DmaBuffer<u8>) -> Result<u16, Failure>,
-    check: &dyn Fn(u64, &[u8]) -> Result<(), Failure>,
+    send: Send<'_>,
+    check: Check<'_>,
 ) -> Result<(), Failure> {
     let block = controller.namespace().block_size as u64;
     let len = controller.namespace().blocks * block;
