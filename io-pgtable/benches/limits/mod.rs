@@ -111,17 +111,23 @@ pub(crate) fn chases(c: &mut Criterion, name: &str, table: &dyn IoPageTable, pla
     let Root { phys, level: 4 } = table.root() else { panic!("four levels") };
     let mapped = |iova: &u64| table.iova_to_phys(DmaAddr::new(*iova)).is_some();
     let chase: Box<dyn Chase> = black_box(Box::new(Levels(AtomicU64::new(PhysAddr::get(phys)))));
-    let all_mapped = places.iter().all(mapped);
+    if places.iter().all(mapped) {
+        return lookups(c, &format!("limit: four loads, {name}"), places, |iova| chase.look(iova));
+    }
+    assert!(!places.iter().any(mapped));
+    let mut next = places.iter().cycle();
+    c.bench_function(&format!("limit: three loads and a store, {name}"), |bencher| {
+        bencher.iter(|| chase.clear(black_box(*next.next().expect("endless"))));
+    });
+}
+
+/// Benches lookups at all of these places: as many at once as the processor does, and each after the one before has its answer.
+pub(crate) fn lookups(c: &mut Criterion, name: &str, places: &[u64], look: impl Fn(u64) -> u64) {
     let mut next = places.iter().cycle();
     let mut next = || black_box(*next.next().expect("endless"));
-    if all_mapped {
-        c.bench_function(&format!("limit: four loads, {name}"), |bencher| {
-            bencher.iter(|| chase.look(next()));
-        });
-    } else {
-        assert!(!places.iter().any(mapped));
-        c.bench_function(&format!("limit: three loads and a store, {name}"), |bencher| {
-            bencher.iter(|| chase.clear(next()));
-        });
-    }
+    c.bench_function(name, |bencher| bencher.iter(|| look(next())));
+    let (none, mut found) = (black_box(0), 0);
+    c.bench_function(&format!("{name}, one after the other"), |bencher| {
+        bencher.iter(|| found = look(next() + (found & none)));
+    });
 }
