@@ -64,7 +64,7 @@ fn each_requester_passes_the_unit_that_it_is_behind() {
         ram.write64(table(FAR), 1).unwrap();
         ram.write64(table(own), 1 | 1 << 1 | 1 << 61).unwrap();
         unit.write64(0x00, base | 0x1ff);
-        unit.write64(EVENT_BASE, 0x60_0000 + 0x1000 * index as u64 | 8 << 56);
+        unit.write64(EVENT_BASE, (0x60_0000 + 0x1000 * index as u64) | (8 << 56));
         let (address, data) = vectors[index].message();
         let id = [IOMMU, SECOND][index];
         write(id, 0xa4, address as u32);
