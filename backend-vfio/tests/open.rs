@@ -26,7 +26,7 @@ fn devices_of_one_kernel_group_share_a_group_for_that_reason() {
     let vfio = bed.open(&[AUDIO, NVME, NIC]).unwrap();
     let group = vfio.group(NIC).unwrap();
     assert_eq!(group.devices(), [NIC, AUDIO]);
-    let why: Vec<_> = group.explain().iter().map(ToString::to_string).collect();
+    let why: Vec<_> = group.outline().iter().map(ToString::to_string).collect();
     assert_eq!(why, ["the system beneath has 0000:02:00.1 and 0000:02:00.0 in its group 9"]);
     assert_eq!(vfio.group(NVME).unwrap().devices(), [NVME]);
 }
