@@ -28,6 +28,8 @@ use crate::scatter::{Layout, finalise};
 pub(crate) struct IommuDma {
     domain: Arc<Domain>,
     cookie: Arc<DmaCookie>,
+    /// The smallest page, in bytes.
+    granule: u64,
     platform: Arc<dyn Platform>,
     window: Window,
     bounce: Option<Arc<Swiotlb>>,
@@ -74,7 +76,8 @@ impl IommuDma {
     ) -> Self {
         let platform = Arc::clone(domain.platform());
         let window = platform.window();
-        Self { domain, cookie, platform, window, bounce, status, ownership }
+        let granule = cookie.iovas.granule();
+        Self { domain, cookie, granule, platform, window, bounce, status, ownership }
     }
 
     #[inline]
@@ -91,17 +94,17 @@ impl IommuDma {
     #[inline]
     fn alloc_iova(&self, size: u64, mask: u64) -> Result<DmaAddr, DmaError> {
         const LOW: u64 = u32::MAX as u64;
-        let limit = mask.min(self.domain.aperture().1.get());
-        let first = if self.status.is_low_full() { limit } else { limit.min(LOW) };
+        let first = if self.status.is_low_full() { mask } else { mask.min(LOW) };
         match self.cookie.iovas.try_alloc(size, DmaAddr::new(first)) {
             Some(iova) => Ok(iova),
-            None => self.alloc_iova_slow(size, limit, first),
+            None => self.alloc_iova_slow(size, mask, first),
         }
     }
 
     /// Takes what is hard to find: above 4 GiB, in the magazines of other CPUs, or in the flush queue.
     #[cold]
-    fn alloc_iova_slow(&self, size: u64, limit: u64, tried: u64) -> Result<DmaAddr, DmaError> {
+    fn alloc_iova_slow(&self, size: u64, mask: u64, tried: u64) -> Result<DmaAddr, DmaError> {
+        let limit = mask.min(self.domain.aperture().1.get());
         if tried < limit {
             self.status.set_low_full();
         }
@@ -119,15 +122,14 @@ impl IommuDma {
     #[inline]
     fn check_align(&self, parms: &DeviceParms) -> Result<(), DmaError> {
         let mask = parms.min_align_mask();
-        let kept = mask < self.cookie().iovas.granule();
+        let kept = mask < self.granule;
         if kept { Ok(()) } else { Err(DmaError::InvalidAlignment(mask as usize)) }
     }
 
     /// Takes I/O addresses for the granules of memory: where they begin, their length, and where in them the memory begins.
     #[inline]
     fn take_iova(&self, mask: u64, phys: PhysAddr, len: usize) -> Result<(DmaAddr, u64, u64), DmaError> {
-        let cookie = self.cookie();
-        let granule = cookie.iovas.granule();
+        let granule = self.granule;
         let offset = phys.offset_in(granule);
         let size = (len as u64)
             .checked_add(offset)
@@ -150,7 +152,7 @@ impl IommuDma {
     ) -> Result<DmaAddr, DmaError> {
         trace::event("__iommu_dma_map", phys.get(), len as u64);
         let (iova, size, offset) = self.take_iova(mask, phys, len)?;
-        let granule = self.cookie().iovas.granule();
+        let granule = self.granule;
         // SAFETY: the caller's promise; the I/O addresses are this call's own.
         let (done, result) = unsafe { self.domain.map(iova, phys.align_down(granule), size, prot) };
         match result {
@@ -190,7 +192,7 @@ impl IommuDma {
     #[inline]
     unsafe fn unmap_range(&self, address: DmaAddr, len: usize) -> Result<(), Quarantined> {
         trace::event("__iommu_dma_unmap", address.get(), len as u64);
-        let granule = self.cookie().iovas.granule();
+        let granule = self.granule;
         let offset = address.offset_in(granule);
         let iova = address.align_down(granule);
         let size = (len as u64 + offset).next_multiple_of(granule);
@@ -246,7 +248,7 @@ impl IommuDma {
         }
         let pool = self.bounce.as_deref().ok_or(DmaError::NotRam)?;
         parms.set_needs_sync();
-        let granule = self.cookie().iovas.granule();
+        let granule = self.granule;
         // SAFETY: the caller's promise.
         let copy = unsafe { pool.map(limits, cpu, len, granule - 1, dir, attrs) }?;
         // Whatever the attributes: the device must not find in memory what was there before the copy and its zeros.
@@ -307,7 +309,7 @@ impl IommuDma {
     /// # Safety
     /// The range is of one mapping, which nobody ends meanwhile.
     unsafe fn each_granule(&self, address: DmaAddr, len: usize, mut visit: impl FnMut(PhysAddr, usize)) {
-        let granule = self.cookie().iovas.granule();
+        let granule = self.granule;
         let mut done = 0;
         while done < len {
             let at = address.wrapping_add(done as u64);
@@ -408,7 +410,7 @@ unsafe impl DmaMapOps for IommuDma {
         trace::event("iommu_dma_map_page", phys.get(), len as u64);
         self.check_alive()?;
         self.check_align(parms)?;
-        if parms.is_untrusted() && (phys.get() | len as u64) & (self.cookie().iovas.granule() - 1) != 0 {
+        if parms.is_untrusted() && (phys.get() | len as u64) & (self.granule - 1) != 0 {
             // A page is mapped whole: a hostile device would see what else is in it.
             if attrs.contains(Attrs::MMIO) {
                 return Err(DmaError::NotRam);
@@ -477,7 +479,7 @@ unsafe impl DmaMapOps for IommuDma {
         trace::event("iommu_dma_map_sg", 0, list.len() as u64);
         self.check_alive()?;
         self.check_align(parms)?;
-        let granule = self.cookie().iovas.granule();
+        let granule = self.granule;
         if parms.is_untrusted() && has_partial_pages(list, granule) {
             // SAFETY: the caller's promise.
             return unsafe { self.map_sg_singly(parms, list, dir, attrs) };
@@ -515,7 +517,7 @@ unsafe impl DmaMapOps for IommuDma {
         attrs: Attrs,
     ) -> Result<(), Quarantined> {
         trace::event("iommu_dma_unmap_sg", 0, list.len() as u64);
-        let granule = self.cookie().iovas.granule();
+        let granule = self.granule;
         let segments = || list.iter().take_while(|entry| entry.dma_len != 0);
         if parms.is_untrusted() && has_partial_pages(list, granule) {
             let mut result = Ok(());
@@ -587,7 +589,7 @@ unsafe impl DmaMapOps for IommuDma {
     fn dma_supported(&self, parms: &DeviceParms, mask: u64) -> bool {
         // One page below the mask must be left beside page 0, which is never handed out.
         let mask = mask.min(parms.bus_limit());
-        mask >= self.domain.aperture().0.get().max(2 * self.cookie().iovas.granule() - 1)
+        mask >= self.domain.aperture().0.get().max(2 * self.granule - 1)
     }
 
     /// Translated, a device reaches everything with 32 bits, unless the domain begins above or ends below.
@@ -609,7 +611,7 @@ unsafe impl DmaMapOps for IommuDma {
     }
 
     fn merge_boundary(&self) -> u64 {
-        self.cookie().iovas.granule() - 1
+        self.granule - 1
     }
 }
 

@@ -48,6 +48,10 @@ pub(crate) fn run(options: &Options) -> Result<(), String> {
         "instructions of a page-table operation",
         cargo().args(["bench", "-p", "io-pgtable", "--bench", "instructions"]),
     );
+    steps.run(
+        "instructions of the DMA API over an IOMMU that does nothing",
+        cargo().args(["bench", "-p", "iommu-core", "--bench", "instructions"]),
+    );
     steps.call("loom", || loom::run(&loom::Options::default()));
     steps.call("sanitizers", || sanitize::run(&sanitize::Options::default()));
     steps.call("QEMU", || qemu::run(&qemu::Options::default()));

@@ -28,8 +28,7 @@ impl IommuDma {
         if size == 0 {
             return Err(DmaError::InvalidLength(size));
         }
-        let granule =
-            usize::try_from(self.cookie().iovas.granule()).map_err(|_| DmaError::InvalidLength(size))?;
+        let granule = usize::try_from(self.granule).map_err(|_| DmaError::InvalidLength(size))?;
         let bytes = size.checked_next_multiple_of(granule).ok_or(DmaError::InvalidLength(size))?;
         let (first, smallest) = if attrs.contains(Attrs::FORCE_CONTIGUOUS) {
             (bytes, bytes)
@@ -56,7 +55,7 @@ impl IommuDma {
     /// # Safety
     /// The memory is of one `alloc_frames`, freed once, and the CPU does not use it any more.
     pub(super) unsafe fn free_frames(&self, memory: PageMemory) -> Result<(), Quarantined> {
-        let bytes = memory.size.next_multiple_of(self.cookie().iovas.granule() as usize);
+        let bytes = memory.size.next_multiple_of(self.granule as usize);
         // SAFETY: the caller's promise.
         unsafe { self.unmap_range(memory.dma, bytes) }?;
         if self.domain.is_lazy() {
@@ -79,7 +78,7 @@ impl IommuDma {
         smallest: usize,
         pieces: &mut Vec<PagePiece>,
     ) -> Result<(), DmaError> {
-        let granule = self.cookie().iovas.granule() as usize;
+        let granule = self.granule as usize;
         let mut left = bytes;
         while left != 0 {
             let len = largest.min(left);

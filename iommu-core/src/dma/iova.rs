@@ -22,7 +22,7 @@ type Bounced = Option<(PhysAddr, usize)>;
 
 impl TwoStep<'_> {
     fn granule(&self) -> u64 {
-        self.0.cookie().iovas.granule()
+        self.0.granule
     }
 
     /// The granules of a range: where they begin, and their length.

@@ -208,7 +208,8 @@ impl IovaDomain {
     }
 }
 
+/// log2 of the power of two that `pages` is rounded up to.
 #[inline]
 fn order_of(pages: u64) -> usize {
-    pages.next_power_of_two().trailing_zeros() as usize
+    pages.saturating_sub(1).checked_ilog2().map_or(0, |log| log as usize + 1)
 }
