@@ -56,6 +56,12 @@ impl Host {
         members
     }
 
+    /// The type of a group's default domain, where the system shows it.
+    pub(crate) fn domain_type(&self, group: u32) -> Option<String> {
+        let path = self.sys.join("kernel/iommu_groups").join(group.to_string()).join("type");
+        Some(fs::read_to_string(path).ok()?.trim().to_owned())
+    }
+
     /// The kernel's driver that has a function.
     pub fn driver_of(&self, address: PciAddress) -> Option<String> {
         link_name(&self.function(address).join("driver"))

@@ -15,10 +15,12 @@ mod info;
 mod interrupt;
 pub mod kernel;
 mod memory;
+mod survey;
 mod vfio;
 
 pub use error::VfioError;
 pub use host::{Host, parse_address};
 pub use info::IommuInfo;
 pub use memory::ProcessPlatform;
+pub use survey::{Candidate, Obstacle, survey};
 pub use vfio::{Config, Vfio};
