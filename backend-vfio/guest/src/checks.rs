@@ -5,7 +5,7 @@ use std::os::unix::fs::FileExt;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
-use backend_vfio::{Config, ProcessPlatform, Vfio, VfioError};
+use backend_vfio::{Config, Host, Obstacle, ProcessPlatform, Vfio, VfioError, survey};
 use conformance::Waiver;
 use dma_api::{Bidirectional, CoherentSlice, Device, DmaBuffer, Streaming};
 use iommu_core::{Domain, DomainType, Owner, PagingFlags};
@@ -24,6 +24,7 @@ const CHECKS: &[(&str, Check)] = &[
     ("allocated addresses lead where they were mapped", allocated_addresses),
     ("maps that overlap, are not aligned or out of range are refused", refused_maps),
     ("a mapping is never cut", whole_mappings),
+    ("the list of devices says what can be taken, and what another has", listed),
     ("two devices in one domain", two_devices_in_one_domain),
     ("two domains are apart", two_domains),
     ("bus mastering is off until asked for, and after", bus_mastering),
@@ -277,6 +278,19 @@ fn whole_mappings() -> Result<(), Failure> {
     second.fill(2);
     edu.write(0x10_2000, BUFFER_LEN)?;
     ensure(second.holds(2, BUFFER_LEN), "the device wrote where it may not any more")
+}
+
+fn listed() -> Result<(), Failure> {
+    let obstacles = || -> Result<Vec<Obstacle>, Failure> {
+        let all = survey(&Host::default())?;
+        let edu = all.into_iter().find(|it| it.address == EDU).ok_or("edu is not in the list")?;
+        Ok(edu.obstacles)
+    };
+    let found = obstacles()?;
+    ensure(found.is_empty(), &format!("edu is said not to be free: {found:?}"))?;
+    let _vfio = open(&[EDU])?;
+    let found = obstacles()?;
+    ensure(matches!(found[..], [Obstacle::InUse(_)]), &format!("edu, which is in use: {found:?}"))
 }
 
 fn two_devices_in_one_domain() -> Result<(), Failure> {
