@@ -55,11 +55,8 @@ impl File<'_> {
         loop {
             // Of words, so that it is aligned as the structures are.
             let mut words = vec![0_u64; len.div_ceil(8)];
-            let bytes = len as u32;
-            words[0] = u64::from_ne_bytes(
-                [bytes.to_ne_bytes(), start[0].to_ne_bytes()].concat().try_into().unwrap_or_default(),
-            );
-            words[1] = u64::from(start[1]);
+            words[0] = pair(len as u32, start[0]);
+            words[1] = pair(start[1], 0);
             let at: *mut c_void = words.as_mut_ptr().cast();
             // SAFETY: the calls that come here take a structure that begins with its length, and write no further.
             unsafe { self.kernel.ioctl(self.fd, request, at) }?;
@@ -196,6 +193,12 @@ impl File<'_> {
     pub(crate) fn reset(&self) -> io::Result<()> {
         self.number(DEVICE_RESET, 0).map(drop)
     }
+}
+
+/// Two words, as they follow each other in memory.
+fn pair(first: u32, second: u32) -> u64 {
+    let (first, second) = (u64::from(first), u64::from(second));
+    if cfg!(target_endian = "little") { first | second << 32 } else { first << 32 | second }
 }
 
 /// A file, to be called.

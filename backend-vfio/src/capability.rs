@@ -14,8 +14,7 @@ impl Capability<'_> {
 
     /// The word of eight bytes at `at`.
     pub(crate) fn long(&self, at: usize) -> Option<u64> {
-        let bytes = self.bytes.get(at..at.checked_add(8)?)?;
-        bytes.try_into().ok().map(u64::from_ne_bytes)
+        long(self.bytes, at)
     }
 }
 
@@ -23,6 +22,12 @@ impl Capability<'_> {
 pub(crate) fn word(answer: &[u8], at: usize) -> Option<u32> {
     let bytes = answer.get(at..at.checked_add(4)?)?;
     bytes.try_into().ok().map(u32::from_ne_bytes)
+}
+
+/// The word of eight bytes at `at` of an answer.
+pub(crate) fn long(answer: &[u8], at: usize) -> Option<u64> {
+    let bytes = answer.get(at..at.checked_add(8)?)?;
+    bytes.try_into().ok().map(u64::from_ne_bytes)
 }
 
 /// The capabilities of an answer, from the one at `first` on. A chain that leaves the answer ends there, and none has more

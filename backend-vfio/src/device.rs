@@ -3,7 +3,6 @@
 use std::io;
 use std::os::fd::OwnedFd;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
 
 use platform::pci::{PciAddress, PciError};
 use platform::sync::Mutex;
@@ -14,7 +13,7 @@ use vfio_bindings::bindings::vfio::{
 };
 
 use crate::calls::{File, file};
-use crate::capability::{chain, word};
+use crate::capability::{chain, long, word};
 use crate::error::VfioError;
 use crate::group::VfioGroup;
 use crate::host::Host;
@@ -34,7 +33,8 @@ pub(crate) struct OpenDevice {
     _group: Arc<VfioGroup>,
     config: RegionInfo,
     has_reset: bool,
-    revoked: AtomicBool,
+    /// Held while configuration space is written, so that nothing is written after the device was revoked.
+    revoked: Mutex<bool>,
     pub(crate) messages: Mutex<Messages>,
 }
 
@@ -51,8 +51,8 @@ impl RegionInfo {
     /// Reads an answer of `VFIO_DEVICE_GET_REGION_INFO`.
     fn parse(answer: &[u8]) -> Option<Self> {
         const PAGE: u64 = 4096;
-        let long = |at| Some(u64::from(word(answer, at)?) | u64::from(word(answer, at + 4)?) << 32);
-        let (flags, first, len, offset) = (word(answer, 4)?, word(answer, 12)?, long(16)?, long(24)?);
+        let (flags, first, len, offset) =
+            (word(answer, 4)?, word(answer, 12)?, long(answer, 16)?, long(answer, 24)?);
         let mut mappable = Vec::new();
         if flags & VFIO_REGION_INFO_FLAG_MMAP != 0 {
             mappable.push((0, len));
@@ -89,7 +89,7 @@ impl OpenDevice {
             _group: Arc::clone(group),
             config,
             has_reset: info.flags & VFIO_DEVICE_FLAGS_RESET != 0,
-            revoked: AtomicBool::new(false),
+            revoked: Mutex::new(false),
             messages: Mutex::new(messages),
             fd,
         })
@@ -111,12 +111,13 @@ impl OpenDevice {
     /// # Errors
     /// [`PciError::Gone`] after [`OpenDevice::revoke`].
     pub(crate) fn check(&self) -> Result<(), PciError> {
-        if self.revoked.load(Ordering::Acquire) { Err(PciError::Gone) } else { Ok(()) }
+        if *self.revoked.lock() { Err(PciError::Gone) } else { Ok(()) }
     }
 
     /// Takes the device from whoever has it: it is no bus master, and its configuration stays as it is.
     pub(crate) fn revoke(&self) {
-        self.revoked.store(true, Ordering::Release);
+        let mut revoked = self.revoked.lock();
+        *revoked = true;
         self.stop_mastering();
     }
 
@@ -136,7 +137,8 @@ impl OpenDevice {
 
     pub(crate) fn config_write32(&self, offset: u16, value: u32) {
         let inside = offset.is_multiple_of(4) && u64::from(offset) + 4 <= self.config.len;
-        if inside && self.check().is_ok() {
+        let revoked = self.revoked.lock();
+        if inside && !*revoked {
             // Without it every access to registers that are mapped would be a signal that ends the process.
             self.write(offset, if offset == COMMAND { value | MEMORY } else { value });
         }

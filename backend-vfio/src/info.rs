@@ -8,7 +8,7 @@ use vfio_bindings::bindings::vfio::{
     VFIO_IOMMU_INFO_CAPS, VFIO_IOMMU_TYPE1_INFO_CAP_IOVA_RANGE, VFIO_IOMMU_TYPE1_INFO_DMA_AVAIL,
 };
 
-use crate::capability::{chain, word};
+use crate::capability::{chain, long, word};
 
 /// What a container's IOMMU can do: from the kernel, nothing of it guessed.
 #[derive(Clone, PartialEq, Eq, Debug)]
@@ -25,7 +25,7 @@ impl IommuInfo {
     /// Reads an answer of `VFIO_IOMMU_GET_INFO`, as long as the kernel made it: a header of 24 bytes, and capabilities.
     /// `None` when it names no page size or no range of I/O addresses: without these nobody knows what can be mapped.
     pub fn parse(answer: &[u8]) -> Option<Self> {
-        let page_sizes = u64::from(word(answer, 8)?) | u64::from(word(answer, 12)?) << 32;
+        let page_sizes = long(answer, 8)?;
         let has_capabilities = word(answer, 4)? & VFIO_IOMMU_INFO_CAPS != 0;
         let first = word(answer, 16).filter(|_| has_capabilities)?;
         let mut ranges = Vec::new();

@@ -57,6 +57,13 @@ pub enum Obstacle {
     NotPermitted(PathBuf),
     /// Another process has the group.
     InUse(PathBuf),
+    /// The group's file does not open.
+    DoesNotOpen {
+        /// Which file.
+        path: PathBuf,
+        /// What the system says.
+        why: String,
+    },
 }
 
 impl fmt::Display for Obstacle {
@@ -72,6 +79,7 @@ impl fmt::Display for Obstacle {
             }
             Self::NotPermitted(path) => write!(f, "this user may not open {}", path.display()),
             Self::InUse(path) => write!(f, "another process has {}", path.display()),
+            Self::DoesNotOpen { path, why } => write!(f, "{} does not open: {why}", path.display()),
         }
     }
 }
@@ -80,7 +88,7 @@ impl Obstacle {
     /// What an administrator would type to take it out of the way, or would do where there is nothing to type.
     pub fn remedy(&self) -> Vec<String> {
         match self {
-            Self::Bridge => Vec::new(),
+            Self::Bridge | Self::DoesNotOpen { .. } => Vec::new(),
             Self::NoIommu => vec![
                 "# switch the IOMMU on in the firmware's settings (AMD-Vi or VT-d); on Intel, boot with intel_iommu=on".into(),
             ],
@@ -153,6 +161,7 @@ fn cannot_open(path: PathBuf) -> Option<Obstacle> {
     let error = OpenOptions::new().read(true).write(true).open(&path).err()?;
     Some(match error.kind() {
         io::ErrorKind::ResourceBusy => Obstacle::InUse(path),
-        _ => Obstacle::NotPermitted(path),
+        io::ErrorKind::PermissionDenied => Obstacle::NotPermitted(path),
+        _ => Obstacle::DoesNotOpen { path, why: error.to_string() },
     })
 }

@@ -75,7 +75,7 @@ pub(crate) fn run() -> bool {
 fn waivers() -> &'static [Waiver] {
     const VT_D: &[Waiver] = &[Waiver {
         check: "from_device_refuses_reads",
-        reason: "since 5.12 Linux's driver for VT-d lets devices read whatever they may write",
+        reason: "Linux's driver for VT-d lets devices read whatever they may write (5.13 and later)",
     }];
     let is_vt_d = std::path::Path::new("/sys/class/iommu/dmar0").exists();
     if is_vt_d { VT_D } else { &[] }
