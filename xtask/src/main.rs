@@ -25,7 +25,7 @@ struct Arguments {
 
 #[derive(Subcommand)]
 enum Command {
-    /// Everything that must be true: format, lints, docs, tests, each crate alone, loom, and a few mutations
+    /// Everything that must be true: format, lints, docs, tests, each crate alone, loom, sanitizers, QEMU, VFIO, and a few mutations
     Test(test::Options),
     /// Run every loom model
     Loom(loom::Options),
