@@ -4,7 +4,6 @@ mod caches;
 mod errors;
 mod looks;
 mod maps;
-mod model;
 mod ranges;
 mod splits;
 mod tables;
@@ -13,7 +12,6 @@ pub(crate) use caches::*;
 pub(crate) use errors::*;
 pub(crate) use looks::*;
 pub(crate) use maps::*;
-pub(crate) use model::*;
 pub(crate) use ranges::*;
 pub(crate) use splits::*;
 pub(crate) use tables::*;
@@ -145,7 +143,6 @@ macro_rules! conformance {
                 a_written_page_splits_into_written_ones
                 what_cannot_be_split_stays
                 units_that_do_not_snoop_see_every_change
-                any_steps_agree_with_a_model
             );
         }
     };
