@@ -130,12 +130,16 @@ impl IommuDma {
     #[inline]
     fn take_iova(&self, mask: u64, phys: PhysAddr, len: usize) -> Result<(DmaAddr, u64, u64), DmaError> {
         let granule = self.granule;
-        let offset = phys.offset_in(granule);
-        let size = (len as u64)
-            .checked_add(offset)
-            .and_then(|size| size.checked_next_multiple_of(granule))
-            .ok_or(DmaError::InvalidLength(len))?;
-        Ok((self.alloc_iova(size, mask)?, size, offset))
+        let size = phys.span_in(len as u64, granule).ok_or(DmaError::InvalidLength(len))?;
+        Ok((self.alloc_iova(size, mask)?, size, phys.offset_in(granule)))
+    }
+
+    /// The granules of a mapping: where they begin, and their length. No mapping leaves the address space; what claims to
+    /// is longer than anything that can be unmapped.
+    #[inline]
+    fn granules(&self, address: DmaAddr, len: usize) -> (DmaAddr, u64) {
+        let granule = self.granule;
+        (address.align_down(granule), address.span_in(len as u64, granule).unwrap_or(u64::MAX))
     }
 
     /// Maps physical memory at new I/O addresses (Linux: `__iommu_dma_map`).
@@ -153,9 +157,9 @@ impl IommuDma {
         trace::event("__iommu_dma_map", phys.get(), len as u64);
         let (iova, size, offset) = self.take_iova(mask, phys, len)?;
         let granule = self.granule;
-        // SAFETY: the caller's promise; the I/O addresses are this call's own.
-        let (done, result) = unsafe { self.domain.map(iova, phys.align_down(granule), size, prot) };
-        match result {
+        // SAFETY: the caller's promise; the I/O addresses are this call's own, of the domain's allocator, and whole granules.
+        let (done, result) = unsafe { self.domain.map_granules(iova, phys.align_down(granule), size, prot) };
+        match result.and_then(|()| self.domain.sync_map(iova, size)) {
             Ok(()) => Ok(iova.wrapping_add(offset)),
             Err(error) => Err(self.undo(iova, done, size, error)),
         }
@@ -169,12 +173,12 @@ impl IommuDma {
             // SAFETY: the addresses were taken by the failed map, and nobody else knows them.
             unsafe { self.domain.unmap(iova, done, &mut gather) };
         }
-        self.end_undo(iova, size, gather, error)
+        self.end_undo(iova, size, &mut gather, error)
     }
 
     /// Gives the I/O addresses of a failed mapping back after its pages were unmapped.
-    fn end_undo(&self, iova: DmaAddr, size: u64, gather: IotlbGather<'_>, error: MapError) -> DmaError {
-        match self.domain.sync(gather) {
+    fn end_undo(&self, iova: DmaAddr, size: u64, gather: &mut IotlbGather<'_>, error: MapError) -> DmaError {
+        match self.domain.sync_in_place(gather) {
             Ok(flushed) => self.cookie().iovas.free(iova, size, &flushed),
             Err(_) => {
                 self.cookie().quarantine(size);
@@ -192,14 +196,11 @@ impl IommuDma {
     #[inline]
     unsafe fn unmap_range(&self, address: DmaAddr, len: usize) -> Result<(), Quarantined> {
         trace::event("__iommu_dma_unmap", address.get(), len as u64);
-        let granule = self.granule;
-        let offset = address.offset_in(granule);
-        let iova = address.align_down(granule);
-        let size = (len as u64 + offset).next_multiple_of(granule);
+        let (iova, size) = self.granules(address, len);
         let mut gather = self.domain.gather();
         // SAFETY: the caller's promise: the range is one live mapping, ended once.
         let unmapped = unsafe { self.domain.unmap(iova, size, &mut gather) };
-        self.end_unmap(iova, size, unmapped >= size, gather)
+        self.end_unmap(iova, size, unmapped >= size, &mut gather)
             .map_err(|NotConfirmed| Quarantined { address, len })
     }
 
@@ -210,7 +211,7 @@ impl IommuDma {
         iova: DmaAddr,
         size: u64,
         whole: bool,
-        mut gather: IotlbGather<'_>,
+        gather: &mut IotlbGather<'_>,
     ) -> Result<(), NotConfirmed> {
         let cookie = self.cookie();
         if whole && self.domain.is_lazy() {
@@ -218,7 +219,7 @@ impl IommuDma {
             cookie.queue.push(&self.domain, &cookie.iovas, iova, size, tables);
             return Ok(());
         }
-        match self.domain.sync(gather) {
+        match self.domain.sync_in_place(gather) {
             Ok(flushed) if whole => {
                 cookie.iovas.free(iova, size, &flushed);
                 Ok(())
@@ -430,9 +431,9 @@ unsafe impl DmaMapOps for IommuDma {
         for (index, entry) in list.iter().enumerate() {
             let Some(place) = places.place(entry) else { break };
             let at = iova.wrapping_add(place.offset);
-            // SAFETY: the caller's promise; the addresses are this call's own.
-            let (done, result) =
-                unsafe { self.domain.map_nosync(at, entry.phys.align_down(granule), place.len, prot) };
+            let phys = entry.phys.align_down(granule);
+            // SAFETY: the caller's promise; the addresses are this call's own, of the domain's allocator, and whole granules.
+            let (done, result) = unsafe { self.domain.map_granules(at, phys, place.len, prot) };
             if let Err(error) = result {
                 return Err(self.undo_sg(iova, layout, &list[..index], (at, done), error));
             }
@@ -454,9 +455,8 @@ unsafe impl DmaMapOps for IommuDma {
         attrs: Attrs,
     ) -> Result<(), Quarantined> {
         trace::event("iommu_dma_unmap_sg", 0, list.len() as u64);
-        let granule = self.granule;
         let segments = || list.iter().take_while(|entry| entry.dma_len != 0);
-        if parms.is_untrusted() && has_partial_pages(list, granule) {
+        if parms.is_untrusted() && has_partial_pages(list, self.granule) {
             let mut result = Ok(());
             for entry in segments() {
                 // SAFETY: each was mapped for itself.
@@ -471,10 +471,7 @@ unsafe impl DmaMapOps for IommuDma {
         }
         // The granules of the segments are those of the elements; what lies between two segments was never mapped. They
         // are not laid out again from the list, since the device's limits may have changed meanwhile.
-        let granules = |entry: &SgEntry| {
-            let first = entry.dma_address.align_down(granule);
-            (first, (entry.dma_address.offset_in(granule) + entry.dma_len as u64).next_multiple_of(granule))
-        };
+        let granules = |entry: &SgEntry| self.granules(entry.dma_address, entry.dma_len);
         let (Some((iova, _)), Some((last, last_len))) =
             (segments().next().map(granules), segments().last().map(granules))
         else {
@@ -487,7 +484,7 @@ unsafe impl DmaMapOps for IommuDma {
             // SAFETY: the caller's promise: these are the segments of one live mapping, ended once.
             whole &= unsafe { self.domain.unmap(at, len, &mut gather) } >= len;
         }
-        self.end_unmap(iova, size, whole, gather)
+        self.end_unmap(iova, size, whole, &mut gather)
             .map_err(|NotConfirmed| Quarantined { address: iova, len: size as usize })
     }
 

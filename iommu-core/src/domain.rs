@@ -155,7 +155,6 @@ impl Domain {
         len: u64,
         prot: Prot,
     ) -> (u64, Result<(), MapError>) {
-        trace::event("iommu_map", iova.get(), len);
         if !prot.intersects(Prot::READ | Prot::WRITE) {
             return (0, Err(MapError::NoAccess));
         }
@@ -168,6 +167,24 @@ impl Domain {
         if !in_reach || phys.last_of(len).is_none() {
             return (0, Err(MapError::OutOfRange(iova)));
         }
+        // SAFETY: the caller's promise, and what it does not promise was checked.
+        unsafe { self.map_granules(iova, phys, len, prot) }
+    }
+
+    /// The same where there is nothing to check.
+    ///
+    /// # Safety
+    /// As [`Domain::map`]. Addresses and length are multiples of the smallest page, the I/O addresses are in the aperture (those of
+    /// its allocator are), the memory does not leave the address space, and the device may read or write.
+    #[inline]
+    pub(crate) unsafe fn map_granules(
+        &self,
+        iova: DmaAddr,
+        phys: PhysAddr,
+        len: u64,
+        prot: Prot,
+    ) -> (u64, Result<(), MapError>) {
+        trace::event("iommu_map", iova.get(), len);
         // SAFETY: the caller's promise.
         unsafe { self.ops.map_range(iova, phys, len, prot) }
     }
@@ -242,15 +259,21 @@ impl Domain {
     #[doc(alias = "iommu_iotlb_sync")]
     #[inline]
     pub fn sync(&self, mut gather: IotlbGather<'_>) -> Result<Flushed, SyncError> {
+        self.sync_in_place(&mut gather)
+    }
+
+    /// The same for a gather that is not moved: it was written just now, and copying it would wait for those writes.
+    #[inline]
+    pub(crate) fn sync_in_place(&self, gather: &mut IotlbGather<'_>) -> Result<Flushed, SyncError> {
         if gather.range().is_some() {
-            self.ops.iotlb_sync(&gather)?;
+            self.ops.iotlb_sync(gather)?;
         }
         if gather.has_tables() {
             // SAFETY: the driver has invalidated the range, table pointers included, as its contract says.
             unsafe { self.free_tables(gather.take_tables()) };
         }
         // SAFETY: for the same reason.
-        Ok(unsafe { gather.flushed(&*self.platform) })
+        Ok(unsafe { Flushed::assert() })
     }
 
     /// Gives table pages back, once no lookup is in them.

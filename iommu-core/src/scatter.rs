@@ -46,8 +46,7 @@ impl Layout {
         if entry.len == 0 {
             return None;
         }
-        let len = (entry.len as u64).checked_add(entry.phys.offset_in(self.granule))?;
-        let len = len.checked_next_multiple_of(self.granule)?;
+        let len = entry.phys.span_in(entry.len as u64, self.granule)?;
         // The bytes left until the next boundary; 0 at a boundary, where nothing needs to move.
         let left = self.boundary_mask.wrapping_sub(self.size).wrapping_add(1) & self.boundary_mask;
         let offset = if left != 0 && left < len { self.size.checked_add(left)? } else { self.size };

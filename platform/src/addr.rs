@@ -59,6 +59,17 @@ macro_rules! address {
                 self.0 & align.wrapping_sub(1)
             }
 
+            /// The length of the whole blocks of `align` bytes, a power of two, that `len` bytes from here touch, or `None`
+            /// when it leaves the 64-bit space.
+            #[inline]
+            pub const fn span_in(self, len: u64, align: u64) -> Option<u64> {
+                // The offset and what rounds up are below twice the alignment.
+                match len.checked_add(self.offset_in(align).wrapping_add(align.wrapping_sub(1))) {
+                    Some(end) => Some(end & !(align.wrapping_sub(1))),
+                    None => None,
+                }
+            }
+
             /// Whether this is a multiple of `align`, a power of two.
             #[inline]
             pub const fn is_aligned(self, align: u64) -> bool {

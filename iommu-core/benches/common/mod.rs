@@ -135,6 +135,16 @@ unsafe impl DomainOps for NoTable {
         (page_size * count as u64, Ok(()))
     }
 
+    unsafe fn map_range(
+        &self,
+        _iova: DmaAddr,
+        _phys: PhysAddr,
+        len: u64,
+        _prot: Prot,
+    ) -> (u64, Result<(), MapError>) {
+        (len, Ok(()))
+    }
+
     unsafe fn unmap(&self, iova: DmaAddr, len: u64, gather: &mut IotlbGather<'_>) -> u64 {
         gather.add_range(iova, len);
         len

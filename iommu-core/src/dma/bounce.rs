@@ -32,8 +32,8 @@ impl IommuDma {
         // SAFETY: the caller's promise.
         let copy = unsafe { pool.map(limits, cpu, len, granule - 1, dir, attrs) }?;
         // Whatever the attributes: the device must not find in memory what was there before the copy and its zeros.
-        let granules = (copy.offset_in(granule) + len as u64).next_multiple_of(granule);
-        self.clean(parms, copy.align_down(granule), granules as usize);
+        let granules = copy.span_in(len as u64, granule).map_or(len, |span| span as usize);
+        self.clean(parms, copy.align_down(granule), granules);
         Ok((pool, copy))
     }
 

@@ -27,14 +27,12 @@ impl TwoStep<'_> {
 
     /// The granules of a range: where they begin, and their length.
     fn block(&self, range: IovaRange) -> (DmaAddr, u64) {
-        let granule = self.granule();
-        let len = (range.address.offset_in(granule) + range.size as u64).next_multiple_of(granule);
-        (range.address.align_down(granule), len)
+        self.0.granules(range.address, range.size)
     }
 
     /// The granules of a part.
     fn granules(&self, part: IovaPart) -> (DmaAddr, u64) {
-        self.block(IovaRange { address: part.address(), size: part.len })
+        self.0.granules(part.address(), part.len)
     }
 
     /// Leads whole granules from `at` on to those of memory at `phys`, not yet for the device to see.
@@ -53,10 +51,9 @@ impl TwoStep<'_> {
         dir: Direction,
         attrs: Attrs,
     ) -> Result<(), DmaError> {
-        let granule = self.granule();
-        let size = (at.offset_in(granule) + len as u64).next_multiple_of(granule);
+        let (iova, size) = self.0.granules(at, len);
+        let phys = phys.align_down(self.granule());
         let prot = dma_info_to_prot(dir, parms.is_coherent(), attrs);
-        let (iova, phys) = (at.align_down(granule), phys.align_down(granule));
         // SAFETY: the caller's promise.
         let (done, result) = unsafe { self.0.domain.map_nosync(iova, phys, size, prot) };
         let Err(error) = result else { return Ok(()) };
@@ -336,6 +333,6 @@ unsafe impl IovaOps for TwoStep<'_> {
             whole = unsafe { self.0.domain.unmap(iova, len, &mut gather) } >= len;
         }
         let (iova, size) = self.block(range);
-        self.0.end_unmap(iova, size, whole, gather).map_err(|_| given_up(range))
+        self.0.end_unmap(iova, size, whole, &mut gather).map_err(|_| given_up(range))
     }
 }

@@ -61,7 +61,7 @@ impl IommuDma {
             // SAFETY: the addresses were taken by the failed map, and nobody else knows them.
             unsafe { self.domain.unmap(at, len, &mut gather) };
         }
-        self.end_undo(iova, layout.size, gather, error)
+        self.end_undo(iova, layout.size, &mut gather, error)
     }
 }
 
