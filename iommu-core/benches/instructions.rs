@@ -11,15 +11,19 @@ use std::process::{Command, ExitCode};
 use std::ptr::NonNull;
 use std::{env, fs};
 
-use common::{Machine, PAGE, boot};
+use common::{Machine, PAGE, Random, boot, fragmented, take};
 use dma_api::{Attrs, Device, Direction};
 use iommu_core::iova::IovaDomain;
 use platform::{DmaAddr, Flushed, FrameRequest};
 
 const BOTH: Direction = Direction::Bidirectional;
 const ROUNDS: u64 = 1000;
-const ROWS: [&str; 3] =
-    ["map and unmap 4 KiB, strict", "map and unmap 4 KiB, lazy", "take and give back a page"];
+const ROWS: [&str; 4] = [
+    "map and unmap 4 KiB, strict",
+    "map and unmap 4 KiB, lazy",
+    "take and give back a page",
+    "take 1 to 16 pages from the tree",
+];
 
 /// What callgrind counts: it is switched on by this name.
 #[inline(never)]
@@ -59,6 +63,14 @@ fn run_pair() {
     counted(pair);
 }
 
+fn run_tree() {
+    let mut random = Random::new();
+    let iovas = fragmented(1000, &mut random);
+    counted(|| {
+        black_box(take(&iovas, 1 + random.below(16)));
+    });
+}
+
 /// Instructions of one operation, by running this program again under callgrind.
 fn count(row: usize) -> Option<u64> {
     let output = Command::new("valgrind")
@@ -78,7 +90,8 @@ fn main() -> ExitCode {
         match row.as_str() {
             "0" => run_single(false),
             "1" => run_single(true),
-            _ => run_pair(),
+            "2" => run_pair(),
+            _ => run_tree(),
         }
         return ExitCode::SUCCESS;
     }

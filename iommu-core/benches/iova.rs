@@ -6,28 +6,10 @@ use std::hint::black_box;
 use std::sync::{Barrier, mpsc};
 use std::time::{Duration, Instant};
 
-use common::{PAGE, Random, limit};
+use common::{Random, domain, fragmented, give_back, limit, take};
 use criterion::{Criterion, criterion_group, criterion_main};
 use iommu_core::iova::IovaDomain;
-use platform::{DmaAddr, Flushed};
-
-const LIMIT: DmaAddr = DmaAddr::new((1 << 48) - 1);
-const PAGE_LEN: u64 = PAGE as u64;
-
-fn domain() -> IovaDomain {
-    IovaDomain::new(PAGE_LEN, DmaAddr::new(0), LIMIT, 2).expect("there is memory")
-}
-
-#[inline(never)]
-fn take(iovas: &IovaDomain, pages: u64) -> DmaAddr {
-    iovas.alloc(pages * PAGE_LEN, LIMIT).expect("there are addresses")
-}
-
-#[inline(never)]
-fn give_back(iovas: &IovaDomain, at: DmaAddr, pages: u64) {
-    // SAFETY: nothing is ever mapped.
-    iovas.free(at, pages * PAGE_LEN, &unsafe { Flushed::assert() });
-}
+use platform::DmaAddr;
 
 /// The time that each of `count` threads takes for `rounds` pairs, at the same time as the others.
 fn together(iovas: &IovaDomain, count: usize, rounds: u64) -> Duration {
@@ -79,23 +61,6 @@ fn across(iovas: &IovaDomain, rounds: u64) -> Duration {
         sum + giver.join().expect("no thread panics")
     });
     sum.mul_f64(rounds as f64 / (batches * BATCH) as f64)
-}
-
-/// Addresses with `live` ranges of 1 to 16 pages taken and as many holes of such lengths between them, nothing in magazines.
-fn fragmented(live: usize, random: &mut Random) -> IovaDomain {
-    let iovas = domain();
-    let mut held: Vec<_> = (0..2 * live)
-        .map(|_| {
-            let pages = 1 + random.below(16);
-            (take(&iovas, pages), pages)
-        })
-        .collect();
-    while held.len() > live {
-        let (at, pages) = held.swap_remove(random.below(held.len() as u64) as usize);
-        give_back(&iovas, at, pages);
-    }
-    iovas.drain();
-    iovas
 }
 
 /// The time of `rounds` takes of 1 to 16 pages that no magazine has.

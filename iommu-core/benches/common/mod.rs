@@ -9,13 +9,14 @@ use std::sync::atomic::{AtomicU64, Ordering};
 
 use criterion::Criterion;
 use dma_api::Device;
+use iommu_core::iova::IovaDomain;
 use iommu_core::pci::{Node, Topology};
 use iommu_core::{
     AttachError, Capability, DomainError, DomainOps, Iommu, IommuOps, ProbeError, Probed, Settings, SyncError,
 };
 use platform::pci::PciAddress;
 use platform::{
-    CacheMaintenance, Clock, DmaAddr, Extent, FrameRequest, Frames, Instant, IotlbGather, MapError,
+    CacheMaintenance, Clock, DmaAddr, Extent, Flushed, FrameRequest, Frames, Instant, IotlbGather, MapError,
     OutOfFrames, PageSizes, PhysAddr, Prot, Window,
 };
 
@@ -48,6 +49,41 @@ impl Random {
         self.0 ^= self.0 << 17;
         self.0 % bound
     }
+}
+
+const LIMIT: DmaAddr = DmaAddr::new((1 << 48) - 1);
+const PAGE_LEN: u64 = PAGE as u64;
+
+pub fn domain() -> IovaDomain {
+    IovaDomain::new(PAGE_LEN, DmaAddr::new(0), LIMIT, 2).expect("there is memory")
+}
+
+#[inline(never)]
+pub fn take(iovas: &IovaDomain, pages: u64) -> DmaAddr {
+    iovas.alloc(pages * PAGE_LEN, LIMIT).expect("there are addresses")
+}
+
+#[inline(never)]
+pub fn give_back(iovas: &IovaDomain, at: DmaAddr, pages: u64) {
+    // SAFETY: nothing is ever mapped.
+    iovas.free(at, pages * PAGE_LEN, &unsafe { Flushed::assert() });
+}
+
+/// Addresses with `live` ranges of 1 to 16 pages taken and as many holes of such lengths between them, nothing in magazines.
+pub fn fragmented(live: usize, random: &mut Random) -> IovaDomain {
+    let iovas = domain();
+    let mut held: Vec<_> = (0..2 * live)
+        .map(|_| {
+            let pages = 1 + random.below(16);
+            (take(&iovas, pages), pages)
+        })
+        .collect();
+    while held.len() > live {
+        let (at, pages) = held.swap_remove(random.below(held.len() as u64) as usize);
+        give_back(&iovas, at, pages);
+    }
+    iovas.drain();
+    iovas
 }
 
 /// A machine with one device, strict or lazy.

@@ -35,16 +35,28 @@ impl Node {
     /// The children that have a block of 2^`order` free pages.
     #[inline]
     fn with_block(&self, order: u32) -> u64 {
-        const ONES: u64 = 0x0101_0101_0101_0101;
-        const HIGH: u64 = 0x80 * ONES;
-        // Eight bytes at a time: the difference leaves the high bit of those that are larger, and the product gathers these.
         let (words, _) = self.largest.as_chunks::<8>();
         let mut mask = 0;
         for (index, word) in words.iter().enumerate() {
-            let larger = ((u64::from_le_bytes(*word) | HIGH) - u64::from(order + 1) * ONES) & HIGH;
-            mask |= ((larger >> 7).wrapping_mul(0x0102_0408_1020_4080) >> 56) << (8 * index);
+            // The product gathers the eight bits.
+            mask |= ((larger(word, order) >> 7).wrapping_mul(0x0102_0408_1020_4080) >> 56) << (8 * index);
         }
         mask
+    }
+
+    /// The highest of them that is not above `top`. Mostly it is not far below.
+    #[inline]
+    fn highest_with_block(&self, order: u32, top: u64) -> Option<u64> {
+        let (words, _) = self.largest.as_chunks::<8>();
+        let top = top.min(CHILDREN as u64 - 1);
+        let mut within = u64::MAX >> (8 * (7 - top % 8));
+        for index in (0..=top / 8).rev() {
+            if let Some(bit) = (larger(&words[index as usize], order) & within).checked_ilog2() {
+                return Some(8 * index + u64::from(bit / 8));
+            }
+            within = u64::MAX;
+        }
+        None
     }
 
     /// What a parent notes of this node.
@@ -54,6 +66,14 @@ impl Node {
             _ => shift as u8 + largest_run(self.with_block(shift)),
         }
     }
+}
+
+/// The high bit of each of eight bytes that is larger than `order`. No byte has that bit itself.
+#[inline]
+fn larger(bytes: &[u8; 8], order: u32) -> u64 {
+    const ONES: u64 = 0x0101_0101_0101_0101;
+    const HIGH: u64 = 0x80 * ONES;
+    ((u64::from_le_bytes(*bytes) | HIGH) - u64::from(order + 1) * ONES) & HIGH
 }
 
 /// What is noted of 2^`shift` free pages.
@@ -168,8 +188,13 @@ impl Tree {
             return Ok(None);
         }
         self.need(self.levels())?;
-        let Some(at) = self.find(self.root, self.shift, order, limit.min(self.last)) else { return Ok(None) };
-        self.largest = self.mark(self.root, self.shift, (at, at + pages.max(1) - 1), false, self.largest);
+        let limit = limit.min(self.last);
+        let Some((at, largest)) =
+            self.take_in(self.root, self.shift, (order, pages.max(1)), limit, self.largest)
+        else {
+            return Ok(None);
+        };
+        self.largest = largest;
         self.taken += 1;
         Ok(Some(at))
     }
@@ -198,36 +223,61 @@ impl Tree {
         Ok(())
     }
 
-    /// The highest place in a node for an aligned block of 2^`order` pages, with the last page not above `last`. Pages count
-    /// from the node's first.
-    fn find(&self, index: u64, shift: u32, order: u32, last: u64) -> Option<u64> {
-        let node = self.node(index);
+    /// Takes `pages` of the highest aligned block of 2^`order` pages in a node, with the last page not above `last`. Returns the
+    /// first and what the parent notes of the node, which `was` that before. Pages count from the node's first.
+    fn take_in(
+        &mut self,
+        index: u64,
+        shift: u32,
+        (order, pages): (u32, u64),
+        last: u64,
+        was: u8,
+    ) -> Option<(u64, u8)> {
         if order >= shift {
-            return place(node.with_block(shift), shift, order, last);
+            let at = place(self.node(index).with_block(shift), shift, order, last)?;
+            return Some((at, self.mark(index, shift, (at, at + pages - 1), false, was)));
         }
-        let mut children = node.with_block(order);
+        let mut top = last >> shift;
         // Only the child that the limit lies in can have a block and yet none below it.
-        while let Some(child) = highest(children, last >> shift) {
+        while let Some(child) = self.node(index).highest_with_block(order, top) {
             let first = child << shift;
             let last = (last - first).min((1 << shift) - 1);
-            let found = match node.slots[child as usize] {
-                pages if shift == BITS => place(pages, 0, order, last),
+            let Node { largest, slots } = self.node(index);
+            let found = match slots[child as usize] {
+                bits if shift == BITS => place(bits, 0, order, last),
                 NONE => (last + 1).checked_sub(1 << order).map(|at| at >> order << order),
-                below => self.find(below, shift - BITS, order, last),
+                below => {
+                    let before = largest[child as usize];
+                    if let Some((at, after)) = self.take_in(below, shift - BITS, (order, pages), last, before)
+                    {
+                        let noted = if after == before { was } else { self.note(index, shift, child, after) };
+                        return Some((first + at, noted));
+                    }
+                    None
+                }
             };
             if let Some(at) = found {
-                return Some(first + at);
+                let at = first + at;
+                return Some((at, self.mark(index, shift, (at, at + pages - 1), false, was)));
             }
-            children &= !(1 << child);
+            top = child.checked_sub(1)?;
         }
         None
+    }
+
+    /// Notes what changed of a child, and returns what the parent notes of the node.
+    #[inline]
+    fn note(&mut self, index: u64, shift: u32, child: u64, largest: u8) -> u8 {
+        let node = self.node_mut(index);
+        node.largest[child as usize] = largest;
+        node.summary(shift)
     }
 
     /// Makes pages of a node free or taken and returns what its parent notes of it, which `was` that before. Pages count
     /// from the node's first. Of what is free or taken already, nothing changes.
     fn mark(&mut self, index: u64, shift: u32, (first, last): (u64, u64), free: bool, was: u8) -> u8 {
         let mut changed = false;
-        for child in first >> shift..=last >> shift {
+        for child in first >> shift..(last >> shift) + 1 {
             let (base, end) = (child << shift, (1 << shift) - 1);
             let part = (first.saturating_sub(base), (last - base).min(end));
             let at = child as usize;
