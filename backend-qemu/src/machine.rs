@@ -1,15 +1,16 @@
 //! The machine with the stack on it.
 
 use std::io::Write as _;
+use std::ops::Range;
 use std::os::unix::net::UnixStream;
 use std::sync::Arc;
 
 use amd_vi::{AmdVi, Hardware, InitError, MsiMessage};
 use dma_api::{BusRanges, Counted, Device, DeviceBuilder, OpsCounters, OpsStatistics};
-use iommu_core::pci::{QUIRKS, Topology};
+use iommu_core::pci::{HostBridge, QUIRKS, Topology};
 use iommu_core::{Fault, Group, GroupError, Iommu, IommuOps};
 use platform::pci::{ConfigSpace, Function, PciAddress, PciError};
-use platform::{FreeFrameChanged, Mmio, OutOfFrames, PhysAddr, Platform};
+use platform::{DmaAddr, FreeFrameChanged, Mmio, OutOfFrames, PhysAddr, Platform};
 use swiotlb::{PoolTooSmall, Swiotlb, SwiotlbDma};
 
 use crate::acpi::{AcpiError, AcpiTables};
@@ -127,7 +128,10 @@ impl QemuMachine {
             true => AcpiTables::load(&FwCfg { qtest: &qtest, platform: &dyn_platform })?,
             false => AcpiTables::default(),
         };
-        let topology = Topology::scan(&*config_space, 0, QUIRKS);
+        let mut topology = Topology::scan(&*config_space, 0, QUIRKS);
+        let Range { start, end } = board.registers.clone();
+        let windows = vec![(DmaAddr::new(start), DmaAddr::new(end - 1))];
+        topology.insert_host_bridge(0, 0, HostBridge { windows, ..HostBridge::default() });
         let messages = MessagePage::new(&platform)?;
         // Devices with narrow masks must reach it.
         let limit = PhysAddr::new(board.ram + 0x03ff_ffff);

@@ -6,10 +6,10 @@ use std::time::Duration;
 
 use amd_vi::{AmdVi, InitError, MsiMessage};
 use dma_api::{BusRanges, Counted, Device, DeviceBuilder, OpsCounters, OpsStatistics};
-use iommu_core::pci::{QUIRKS, Topology};
+use iommu_core::pci::{HostBridge, QUIRKS, Topology};
 use iommu_core::{Fault, Group, GroupError, Iommu, Settings};
 use platform::pci::{Function, PciAddress, RequesterId};
-use platform::{FreeFrameChanged, PhysAddr, Platform};
+use platform::{DmaAddr, FreeFrameChanged, PhysAddr, Platform};
 use sim_hardware::{Machine, MachineConfig, MachineError, iommu, nvme, virtio};
 use swiotlb::{PoolTooSmall, Swiotlb, SwiotlbDma};
 
@@ -134,7 +134,10 @@ impl SimMachine {
         let pool =
             swiotlb::Config { size: config.bounce_pool, areas: 4, limit: POOL_LIMIT, ..Default::default() };
         let bounce = Arc::new(Swiotlb::new(&dyn_platform, &pool)?);
-        let topology = Topology::scan(&*machine.pci, 0, QUIRKS);
+        let mut topology = Topology::scan(&*machine.pci, 0, QUIRKS);
+        let (first, last) = machine.pci.window();
+        let windows = vec![(DmaAddr::new(first), DmaAddr::new(last))];
+        topology.insert_host_bridge(0, 0, HostBridge { windows, ..HostBridge::default() });
         let mut booted = Self {
             threads: None,
             interrupt_handler: None,

@@ -6,6 +6,7 @@ use backend_sim::SimMachine;
 use backend_sim::sim_hardware::Machine;
 use common::{bar0, boot};
 use conformance::Bench;
+use dma_api::Attrs;
 use iommu_core::DomainType;
 use iommu_core::pci::Reason;
 use platform::DmaAddr;
@@ -89,4 +90,16 @@ fn functions_of_one_group_talk_past_the_iommu_and_an_isolated_port_stops_that() 
     assert!(!reaches(&machine, Machine::ENGINE, first));
     assert!(!reaches(&machine, first, Machine::ENGINE));
     assert_eq!(machine.take_faults().len(), 3);
+}
+
+#[test]
+fn no_address_is_handed_out_at_which_a_function_answers_itself() {
+    let machine = boot(|_| {});
+    let (_, device) = machine.bind(at(5, 0, 0)).unwrap();
+    let memory = device.alloc_coherent(4096, Attrs::empty()).unwrap();
+    let (first, last) = machine.hardware().pci.window();
+    assert!((first..=last).contains(&bar0(&machine, at(5, 0, 0))));
+    assert!(memory.dma.get() < first || memory.dma.get() > last, "{} in the window", memory.dma);
+    // SAFETY: allocated just now, freed once.
+    unsafe { device.free_coherent(memory, Attrs::empty()) }.unwrap();
 }

@@ -1,6 +1,7 @@
 //! Which memory a bus shows to its devices, and where.
 
 use alloc::boxed::Box;
+use alloc::vec::Vec;
 
 use platform::{DmaAddr, PhysAddr};
 
@@ -89,6 +90,23 @@ impl BusRanges {
             let offset = address.get().checked_sub(range.dma.get())?;
             (offset < range.size).then(|| range.phys.wrapping_add(offset))
         })
+    }
+
+    /// The addresses, first and last, at which a device finds no memory; none on a bus that shows all of it.
+    pub fn gaps(&self) -> Vec<(DmaAddr, DmaAddr)> {
+        let Some(ranges) = self.0.as_deref() else { return Vec::new() };
+        let mut shown: Vec<_> = ranges.iter().map(|range| (range.dma, range.last_dma())).collect();
+        shown.sort_unstable();
+        let mut gaps = Vec::new();
+        let mut next = Some(DmaAddr::new(0));
+        for (first, last) in shown {
+            if let Some(start) = next.filter(|start| *start < first) {
+                gaps.push((start, first.wrapping_add(u64::MAX)));
+            }
+            next = last.checked_add(1);
+        }
+        gaps.extend(next.map(|start| (start, DmaAddr::new(u64::MAX))));
+        gaps
     }
 
     /// For each range of which a device with this mask reaches something, the last physical address that it reaches.

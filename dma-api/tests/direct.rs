@@ -230,6 +230,20 @@ fn ranges_that_cannot_be_are_refused() {
 }
 
 #[test]
+fn gaps_are_what_no_range_shows() {
+    let gaps = |ranges: &[BusRange]| {
+        let gaps = BusRanges::new(ranges.to_vec()).unwrap().gaps();
+        gaps.into_iter().map(|(first, last)| (first.get(), last.get())).collect::<Vec<_>>()
+    };
+    let shown = [range(0, 0x9000, 0x1000), range(BASE, 0x2000, 0x1000), range(0, 0xa000, 0x10)];
+    assert_eq!(gaps(&shown), [(0, 0x1fff), (0x3000, 0x8fff), (0xa010, u64::MAX)]);
+    assert_eq!(gaps(&[range(0, 0, u64::MAX)]), [(u64::MAX, u64::MAX)]);
+    assert_eq!(gaps(&[range(0, 1 << 63, 1 << 63)]), [(0, (1 << 63) - 1)]);
+    assert_eq!(gaps(&[]), [(0, u64::MAX)]);
+    assert_eq!(BusRanges::identity().gaps(), []);
+}
+
+#[test]
 fn what_guards_the_ops_is_dropped_with_them() {
     let host = Arc::new(Host::new());
     let guard = Arc::new(());

@@ -2,12 +2,12 @@
 
 use alloc::collections::TryReserveError;
 
+use platform::DmaAddr;
 use platform::sync::atomic::{AtomicU64, Ordering};
 
 use crate::flush_queue::{FlushQueue, QueueMode};
 use crate::iova::IovaDomain;
 use crate::ops::DomainOps;
-use crate::resv::ResvRegion;
 
 #[derive(Debug)]
 pub(crate) struct DmaCookie {
@@ -20,10 +20,10 @@ pub(crate) struct DmaCookie {
 }
 
 impl DmaCookie {
-    /// The addresses of a domain, without those that are reserved (Linux: `iommu_dma_init_domain`).
+    /// The addresses of a domain, without those that are not for its maps (Linux: `iommu_dma_init_domain`).
     pub(crate) fn new(
         ops: &dyn DomainOps,
-        regions: &[ResvRegion],
+        closed: impl IntoIterator<Item = (DmaAddr, DmaAddr)>,
         mode: QueueMode,
         cpus: usize,
     ) -> Result<Self, TryReserveError> {
@@ -35,19 +35,16 @@ impl DmaCookie {
             quarantined: AtomicU64::new(0),
             bounces: AtomicU64::new(0),
         };
-        cookie.reserve(regions)?;
+        cookie.reserve(closed)?;
         Ok(cookie)
     }
 
-    /// Takes reserved regions out, of whatever kind: the direct ones are mapped to themselves already, relaxable or not
-    /// (Linux: `iova_reserve_iommu_regions`).
-    pub(crate) fn reserve(&self, regions: &[ResvRegion]) -> Result<(), TryReserveError> {
-        for region in regions {
-            if let Some(last) = region.start.last_of(region.len) {
-                self.iovas.reserve(region.start, last)?;
-            }
-        }
-        Ok(())
+    /// Takes addresses out, given as first and last (Linux: `iova_reserve_iommu_regions`).
+    pub(crate) fn reserve(
+        &self,
+        closed: impl IntoIterator<Item = (DmaAddr, DmaAddr)>,
+    ) -> Result<(), TryReserveError> {
+        closed.into_iter().try_for_each(|(first, last)| self.iovas.reserve(first, last))
     }
 
     /// Notes a range that will never be used again.

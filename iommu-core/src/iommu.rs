@@ -115,7 +115,7 @@ impl Iommu {
         }
         let mut members = BTreeMap::new();
         for node in topology.iter().filter(|node| !known.contains_key(&node.address)) {
-            if let Some(member) = self.claim(node.address, untrusted(node.address)) {
+            if let Some(member) = self.claim(topology, node.address, untrusted(node.address)) {
                 members.insert(node.address, member);
             }
         }
@@ -186,10 +186,13 @@ impl Iommu {
         gone.iter().for_each(|group| retired.add(group));
     }
 
-    fn claim(&self, address: PciAddress, untrusted: bool) -> Option<Member> {
+    fn claim(&self, topology: &Topology, address: PciAddress, untrusted: bool) -> Option<Member> {
         let drivers = self.drivers.lock().clone();
         drivers.into_iter().find_map(|ops| match ops.probe_device(address) {
-            Ok(probed) => Some(Member::new(address, untrusted, ops, probed, self.settings.forcedac)),
+            Ok(probed) => {
+                let bridge = topology.host_bridge(address).cloned().unwrap_or_default();
+                Some(Member::new(address, untrusted, ops, probed, bridge, self.settings.forcedac))
+            }
             // A device that its IOMMU cannot take stays blocked.
             Err(ProbeError::NotMine | ProbeError::Failed) => None,
         })

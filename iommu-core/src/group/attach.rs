@@ -263,7 +263,7 @@ fn admit(state: &State) -> Result<(), GroupError> {
             return Err(GroupError::TypeNotAllowed(default.domain_type()));
         }
         if let Some(cookie) = default.cookie() {
-            cookie.reserve(&member.regions).map_err(|_| DomainError::Exhausted)?;
+            cookie.reserve(member.closed()).map_err(|_| DomainError::Exhausted)?;
         }
         map_direct(default, &member.regions)?;
     }

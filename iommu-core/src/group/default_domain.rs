@@ -1,12 +1,11 @@
 //! The domain that a group is in when nobody asks for another: its type, its making, and firmware's mappings in it.
 
 use alloc::sync::Arc;
-use alloc::vec::Vec;
 
 use platform::PhysAddr;
 
 use super::attach::set_domain;
-use super::{Group, GroupError, State};
+use super::{Group, GroupError, Member, State};
 use crate::cookie::DmaCookie;
 use crate::domain::Domain;
 use crate::flush_queue::QueueMode;
@@ -173,11 +172,10 @@ fn alloc(group: &Group, state: &State, kind: DomainType) -> Result<Arc<Domain>, 
         }
         DomainType::Dma | DomainType::DmaFq => {
             let ops = alloc_paging(state)?;
-            let regions: Vec<_> =
-                state.members.iter().flat_map(|member| member.regions.iter().copied()).collect();
+            let closed = state.members.iter().flat_map(Member::closed);
             let single = state.members.iter().any(|member| member.shadow_on_flush);
             let mode = if single { QueueMode::Single } else { QueueMode::PerCpu };
-            let cookie = DmaCookie::new(&*ops, &regions, mode, CPUS).map_err(|_| DomainError::Exhausted)?;
+            let cookie = DmaCookie::new(&*ops, closed, mode, CPUS).map_err(|_| DomainError::Exhausted)?;
             let domain = Domain::new(DomainType::Dma, ops, owner, platform, Some(cookie));
             if kind == DomainType::DmaFq {
                 domain.make_lazy()?;

@@ -5,11 +5,12 @@ use alloc::vec::Vec;
 
 use platform::pci::{PciAddress, RequesterId};
 use platform::sync::atomic::{AtomicBool, AtomicU8, Ordering};
-use platform::trace;
+use platform::{DmaAddr, trace};
 
 use crate::domain::Domain;
 use crate::fault::FaultPort;
 use crate::ops::{AttachError, DeviceGroup, IommuOps, Probed};
+use crate::pci::HostBridge;
 use crate::resv::{ResvRegion, ResvType};
 
 /// What a driver's maps must know of its device.
@@ -76,6 +77,8 @@ pub(crate) struct Member {
     /// Firmware's aliases.
     pub(crate) aliases: Vec<RequesterId>,
     pub(crate) regions: Vec<ResvRegion>,
+    /// What is between its root bus and memory.
+    pub(crate) bridge: Arc<HostBridge>,
     /// 0 for a device without PASIDs.
     pub(crate) max_pasids: u32,
     /// See [`Probed`].
@@ -94,6 +97,7 @@ impl Member {
         untrusted: bool,
         ops: Arc<dyn IommuOps>,
         probed: Probed,
+        bridge: HostBridge,
         forcedac: bool,
     ) -> Self {
         Self {
@@ -101,6 +105,7 @@ impl Member {
             untrusted,
             aliases: probed.aliases,
             regions: ops.resv_regions(address),
+            bridge: Arc::new(bridge),
             max_pasids: probed.max_pasids,
             shadow_on_flush: probed.shadow_on_flush,
             grouping: ops.device_group(address),
@@ -114,6 +119,14 @@ impl Member {
     /// Whether firmware needs memory of the device at all times (Linux: `require_direct`).
     pub(super) fn requires_direct(&self) -> bool {
         self.regions.iter().any(|region| region.kind == ResvType::Direct)
+    }
+
+    /// I/O addresses, first and last, that are not for its maps. Direct regions are mapped to themselves already, relaxable or
+    /// not; in a window of software's choice doorbells are put where there is room.
+    pub(super) fn closed(&self) -> impl Iterator<Item = (DmaAddr, DmaAddr)> + '_ {
+        let regions = self.regions.iter().filter(|region| region.kind != ResvType::SwMsi);
+        let ends = |region: &ResvRegion| Some((region.start, region.start.last_of(region.len)?));
+        regions.filter_map(ends).chain(self.bridge.closed())
     }
 
     /// Attaches the device, now: an attach that was deferred is not any more.

@@ -301,6 +301,7 @@ impl Group {
             // Hardware confines to whole pages: the rest is bounced, unless somebody trusts the device.
             .untrusted(member.untrusted || !trusted)
             .coherent(member.ops.capable(address, Capability::CacheCoherency))
+            .behind_bus(member.bridge.dma_ranges.clone(), member.bridge.dma_limit)
             .faults(Arc::clone(&member.port.queue));
         let platform = Arc::clone(&self.platform);
         let bounce = self.bounce.clone();

@@ -2,6 +2,7 @@
 
 mod alias;
 mod grouping;
+mod host_bridge;
 mod quirk;
 mod quirk_table;
 mod reason;
@@ -10,6 +11,7 @@ mod scan;
 mod topology;
 
 pub use grouping::groups;
+pub use host_bridge::HostBridge;
 pub use quirk::{Quirk, QuirkRule};
 pub use quirk_table::{QUIRKS, QUIRKS_UNDER_LINUX};
 pub use reason::{AcsGap, Reason, Shared, explain, outline};

@@ -5,6 +5,7 @@ use alloc::vec::Vec;
 
 use platform::pci::PciAddress;
 
+use super::host_bridge::HostBridge;
 use super::reason::AcsGap;
 
 bitflags::bitflags! {
@@ -170,17 +171,40 @@ impl Node {
 #[derive(Clone, PartialEq, Eq, Debug, Default)]
 pub struct Topology {
     nodes: BTreeMap<PciAddress, Node>,
+    /// By segment and root bus.
+    host_bridges: BTreeMap<(u16, u8), HostBridge>,
 }
 
 impl Topology {
     /// A tree of nothing.
     pub const fn new() -> Self {
-        Self { nodes: BTreeMap::new() }
+        Self { nodes: BTreeMap::new(), host_bridges: BTreeMap::new() }
     }
 
     /// Adds a function, or replaces the one at its address.
     pub fn insert(&mut self, node: Node) {
         self.nodes.insert(node.address, node);
+    }
+
+    /// Says what is between a root bus and memory. Configuration space does not tell: firmware does (ACPI's `_CRS` and `_DMA`,
+    /// a device tree's `ranges` and `dma-ranges`).
+    pub fn insert_host_bridge(&mut self, segment: u16, root_bus: u8, bridge: HostBridge) {
+        self.host_bridges.insert((segment, root_bus), bridge);
+    }
+
+    /// The host bridge above a function, if it is known (Linux: `pci_find_host_bridge`).
+    #[doc(alias = "pci_find_host_bridge")]
+    pub fn host_bridge(&self, address: PciAddress) -> Option<&HostBridge> {
+        let mut bus = address.id.bus();
+        // There are no more buses than that above one another; more bridges go in circles.
+        for _ in 0..256 {
+            let here = |node: &&Node| node.leads_to() == Some((address.segment, bus));
+            match self.iter().find(here) {
+                Some(bridge) => bus = bridge.address.id.bus(),
+                None => return self.host_bridges.get(&(address.segment, bus)),
+            }
+        }
+        None
     }
 
     /// The function at `address`.

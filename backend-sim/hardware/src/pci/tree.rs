@@ -13,8 +13,9 @@ use super::msix::{BAR_SIZE, Msix};
 use crate::bus::{BusError, DeviceModel, INTERRUPTS, Identity, MessageSink, Port, Remapper, Upstream};
 use crate::ram::Ram;
 
-/// Where firmware puts the functions' regions.
+/// Where firmware puts the functions' regions, first and last byte.
 const MMIO_BASE: u64 = 0xc000_0000;
+const MMIO_LAST: u64 = u32::MAX as u64;
 
 const ACS_SOURCE_VALIDATION: u32 = 1 << 0;
 const ACS_REQUEST_REDIRECT: u32 = 1 << 2;
@@ -221,6 +222,11 @@ enum Target<'a> {
 }
 
 impl PciTree {
+    /// The host bridge's window: at which addresses, first and last, functions may answer themselves. Firmware's `_CRS` says it.
+    pub fn window(&self) -> (u64, u64) {
+        (MMIO_BASE, MMIO_LAST)
+    }
+
     /// The bridges from a bus to the root, lowest first.
     fn bridges_above(&self, bus: u8) -> impl Iterator<Item = &Arc<FunctionState>> {
         let mut bus = bus;
@@ -330,7 +336,7 @@ impl PciTree {
     }
 
     fn function_at(&self, address: u64) -> Option<(&FunctionState, u8, u64)> {
-        if !(MMIO_BASE..1 << 32).contains(&address) {
+        if !(MMIO_BASE..=MMIO_LAST).contains(&address) {
             return None;
         }
         self.functions
