@@ -403,6 +403,7 @@ unsafe impl DmaMapOps for IommuDma {
     ) -> Result<DmaAddr, DmaError> {
         trace::event("iommu_dma_map_swiotlb", cpu.as_ptr().addr() as u64, len as u64);
         self.check_alive()?;
+        self.check_align(parms)?;
         // SAFETY: the caller's promise.
         unsafe { self.map_bounced(parms, cpu, len, dir, attrs) }
     }

@@ -13,6 +13,7 @@ use crate::cookie::DmaCookie;
 use crate::fault::{Fault, FaultHandler};
 use crate::iopf::IopfQueue;
 use crate::lookups::Lookups;
+use crate::msi::Doorbells;
 use crate::ops::{DirtyError, DomainError, DomainOps, DomainType, IommuOps, SyncError};
 
 /// A domain (Linux: `struct iommu_domain`).
@@ -35,6 +36,7 @@ pub struct Domain {
     cookie: Option<Arc<DmaCookie>>,
     /// Who wants to hear of faults first, and who answers page requests: in a domain of somebody's own.
     handlers: Mutex<Handlers>,
+    doorbells: Mutex<Doorbells>,
 }
 
 #[derive(Debug, Default)]
@@ -62,6 +64,7 @@ impl Domain {
             lookups: Lookups::default(),
             full_flushes: AtomicU64::new(0),
             handlers: Mutex::default(),
+            doorbells: Mutex::default(),
             kind,
             ops,
             owner,
@@ -399,6 +402,10 @@ impl Domain {
 
     pub(crate) fn iopf_queue(&self) -> Option<Arc<IopfQueue>> {
         self.handlers.lock().iopf.clone()
+    }
+
+    pub(crate) fn doorbells(&self) -> &Mutex<Doorbells> {
+        &self.doorbells
     }
 
     pub(crate) fn cookie(&self) -> Option<&Arc<DmaCookie>> {

@@ -14,7 +14,8 @@ use crate::cookie::DmaCookie;
 use crate::fault::{Fault, FaultLog, FaultRoutes};
 use crate::group::{Group, GroupError, Member};
 use crate::iopf::{PageRequest, UnknownDevice};
-use crate::ops::{DeviceGroup, IommuOps, ProbeError};
+use crate::ops::{AttachError, DeviceGroup, IommuOps, ProbeError};
+use crate::pasids::{GlobalPasid, Pasids};
 use crate::pci::{Reason, Topology, groups};
 use crate::settings::Settings;
 
@@ -32,6 +33,7 @@ pub struct Iommu {
     probing: Mutex<()>,
     faults: FaultLog,
     routes: FaultRoutes,
+    pasids: Arc<Pasids>,
 }
 
 /// Counters of all groups together.
@@ -67,6 +69,7 @@ impl Iommu {
             probing: Mutex::default(),
             faults: FaultLog::default(),
             routes: FaultRoutes::default(),
+            pasids: Arc::default(),
         }
     }
 
@@ -207,6 +210,26 @@ impl Iommu {
     #[doc(alias = "iommu_group_get")]
     pub fn group_of(&self, address: PciAddress) -> Option<Arc<Group>> {
         self.groups().into_iter().find(|group| group.devices().contains(&address))
+    }
+
+    /// Takes a PASID that no other device has, the lowest that `address` can send (Linux: `iommu_alloc_global_pasid`).
+    ///
+    /// # Errors
+    /// [`GroupError::NoSuchDevice`]; [`AttachError::Unsupported`] for a device without PASIDs; [`AttachError::Exhausted`] when
+    /// others have all that it can send.
+    #[doc(alias = "iommu_alloc_global_pasid")]
+    pub fn alloc_global_pasid(&self, address: PciAddress) -> Result<GlobalPasid, GroupError> {
+        let group = self.group_of(address).ok_or(GroupError::NoSuchDevice(address))?;
+        let max_pasids = group.state.lock().member(address)?.max_pasids;
+        if max_pasids == 0 {
+            return Err(AttachError::Unsupported.into());
+        }
+        Ok(self.pasids.take(max_pasids).ok_or(AttachError::Exhausted)?)
+    }
+
+    /// The drivers, in the order in which they are asked for a device (Linux: `/sys/class/iommu`).
+    pub fn drivers(&self) -> Vec<Arc<dyn IommuOps>> {
+        self.drivers.lock().clone()
     }
 
     /// Takes a device away: whatever its driver still asks for it is answered with `Gone`, and it reaches nothing any more.

@@ -13,7 +13,9 @@ mod iommu;
 mod iopf;
 pub mod iova;
 mod lookups;
+mod msi;
 mod ops;
+mod pasids;
 pub mod pci;
 mod resv;
 mod scatter;
@@ -28,5 +30,6 @@ pub use ops::{
     AttachError, Capability, DeviceGroup, DirtyError, DomainError, DomainOps, DomainType, HwInfo, IommuOps,
     PagingFlags, ProbeError, Probed, SyncError,
 };
+pub use pasids::GlobalPasid;
 pub use resv::{ResvRegion, ResvType};
 pub use settings::{ParameterError, Settings, Trust};

@@ -75,6 +75,9 @@ pub enum Capability {
     DirtyTracking,
     /// The device may keep translations itself (`IOMMU_CAP_PCI_ATS_SUPPORTED`): it is fenced while it is reset.
     PciAtsSupported,
+    /// Interrupts are remapped: a device raises only those that were set up for it (Linux asks the interrupt domain,
+    /// `IRQ_DOMAIN_FLAG_ISOLATED_MSI`; once `IOMMU_CAP_INTR_REMAP`). See [`crate::Group::has_isolated_msi`].
+    IsolatedMsi,
 }
 
 /// What an IOMMU's maker lets user space know about it (Linux: `IOMMU_GET_HW_INFO`).

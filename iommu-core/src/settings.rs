@@ -53,7 +53,7 @@ pub enum ParameterError {
 
 impl Settings {
     /// Reads a kernel command line: `iommu.passthrough=`, `iommu.strict=` and `iommu.forcedac=`, each with `1`, `y`, `t`,
-    /// `on` or `0`, `n`, `f`, `off`. Of a parameter that is there twice the last one counts. Parameters of others are
+    /// `on` or `0`, `n`, `f`, `off`; and `pt` or `nopt` in x86's `iommu=`, for passthrough or not. Of a parameter that is there twice the last one counts. Parameters of others are
     /// passed over; what is said of the parameters after `--` is not for the kernel.
     ///
     /// # Errors
@@ -62,6 +62,16 @@ impl Settings {
         let (mut settings, mut passthrough) = (Self::default(), false);
         for word in command_line.split_ascii_whitespace().take_while(|word| *word != "--") {
             let (name, value) = word.split_once('=').unwrap_or((word, ""));
+            if name == "iommu" {
+                // What else is there is about particular hardware.
+                for option in value.split(',') {
+                    match option {
+                        "pt" => passthrough = true,
+                        "nopt" => passthrough = false,
+                        _ => {}
+                    }
+                }
+            }
             let Some(name) = name.strip_prefix("iommu.") else { continue };
             match name {
                 "passthrough" => passthrough = parse_bool("iommu.passthrough", value)?,

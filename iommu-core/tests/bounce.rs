@@ -225,3 +225,25 @@ fn what_must_be_coherent_is_not_bounced() {
     }
     assert_eq!(bench.pool.statistics().maps, 0);
 }
+
+#[test]
+fn more_of_an_address_than_its_place_in_a_page_is_not_kept_by_a_copy_either() {
+    let (_bench, device) = hostile();
+    device.parms().set_min_align_mask(0x1fff);
+    let refused = Streaming::<_, ToDevice>::map(&device, vec![1_u8; 100]).unwrap_err();
+    assert_eq!(refused.error, DmaError::InvalidAlignment(0x1fff));
+}
+
+#[test]
+fn what_is_told_to_fit_into_a_copy_does() {
+    let (bench, device) = hostile();
+    let most = device.max_mapping_size();
+    assert_eq!(most, bench.pool.max_mapping_size(device.parms()));
+    let memory = bench.host.memory(most + 2 * PAGE as usize);
+    for offset in [1, 2047, 4095] {
+        let at = map(&device, memory.phys() + offset, most, Direction::ToDevice);
+        unmap(&device, at.unwrap(), most, Direction::ToDevice).unwrap();
+    }
+    assert_eq!(bounces(&bench), 3);
+    assert_eq!(Setup::default().bench().bind_trusted(NIC).max_mapping_size(), usize::MAX);
+}

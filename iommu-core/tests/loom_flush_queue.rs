@@ -9,11 +9,11 @@
 mod loom_common;
 
 use loom::thread;
-use loom_common::{boot, map, unmap};
+use loom_common::{boot, explore, map, unmap};
 
 #[test]
 fn an_address_comes_back_only_after_a_flush_that_started_later() {
-    loom::model(|| {
+    explore(1, || {
         // Two pages of addresses, and one flush behind them.
         let (machine, device) = boot(0x2fff, true);
         let first = map(&device).unwrap();

@@ -5,12 +5,12 @@
 mod loom_common;
 
 use loom::thread;
-use loom_common::{boot, map, unmap};
+use loom_common::{boot, explore, map, unmap};
 use platform::cpu;
 
 #[test]
 fn no_range_is_handed_out_twice() {
-    loom::model(|| {
+    explore(1, || {
         // Three pages of addresses, and magazines of one: a CPU has two of the pages then, and the depot the third.
         let (machine, device) = boot(0x3fff, false);
         let held = [(); 3].map(|()| map(&device).unwrap());

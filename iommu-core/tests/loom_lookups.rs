@@ -6,12 +6,12 @@
 mod loom_common;
 
 use loom::thread;
-use loom_common::{boot, map, unmap};
+use loom_common::{boot, explore, map, unmap};
 use platform::cpu;
 
 #[test]
 fn a_table_page_goes_back_when_no_lookup_is_in_it() {
-    loom::model(|| {
+    explore(1, || {
         let (machine, device) = boot(0x3fff, false);
         let at = map(&device).unwrap();
         machine.put_table_page();

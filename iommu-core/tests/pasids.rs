@@ -4,7 +4,7 @@ mod common;
 
 use std::sync::Arc;
 
-use common::{Bench, Did, Setup, endpoint, multifunction, topology};
+use common::{Bench, Did, NIC, Setup, endpoint, multifunction, topology};
 use iommu_core::{AttachError, Domain, DomainType, Group, GroupError, Owner, PagingFlags};
 use platform::pci::PciAddress;
 
@@ -179,4 +179,31 @@ fn the_default_domain_has_room_for_pasids_where_the_driver_can() {
         assert_eq!(bench.group(ONE).domain_type(), Some(DomainType::Dma), "with PASIDs: {can_pasid}");
         assert_eq!(bench.toy.has_room_for_pasids(ONE), can_pasid);
     }
+}
+
+#[test]
+fn a_global_pasid_is_one_devices_alone_until_it_is_dropped() {
+    let mut setup = setup();
+    let three = PciAddress::new(0, 0, 6, 0);
+    setup.topology.insert(endpoint(three));
+    setup.knobs.max_pasids.insert(three, 3);
+    let bench = setup.bench();
+    let take = |address| bench.iommu.alloc_global_pasid(address);
+    let one = take(ONE).unwrap();
+    let two = take(three).unwrap();
+    assert_eq!((one.get(), two.get()), (1, 2), "0 is for requests without one");
+    assert_eq!(take(three).unwrap_err(), AttachError::Exhausted.into(), "it can send no more");
+    let more = take(ONE).unwrap();
+    assert_eq!(more.get(), 3);
+    drop(one);
+    assert_eq!(take(ONE).unwrap().get(), 1, "the lowest that is free");
+    assert_eq!(take(three).unwrap().get(), 1);
+    drop((two, more));
+    assert_eq!(take(NIC).unwrap_err(), GroupError::NoSuchDevice(NIC));
+}
+
+#[test]
+fn a_device_without_pasids_gets_no_global_one() {
+    let bench = Setup::default().bench();
+    assert_eq!(bench.iommu.alloc_global_pasid(NIC).unwrap_err(), AttachError::Unsupported.into());
 }

@@ -10,8 +10,8 @@ use common::{
 use dma_api::DmaError;
 use iommu_core::pci::{Reason, Topology};
 use iommu_core::{
-    AttachError, Capability, DeviceGroup, DomainType, GroupError, Iommu, IommuOps, PagingFlags, ResvType,
-    Settings, Trust,
+    AttachError, Capability, DeviceGroup, DomainType, GroupError, Iommu, IommuOps, Owner, PagingFlags,
+    ResvType, Settings, Trust,
 };
 use platform::pci::PciAddress;
 
@@ -272,4 +272,36 @@ fn when_the_core_goes_no_device_stays_in_a_domain_that_goes_with_it() {
     assert_eq!(toy.reach(ALONE, at, false), Some(0x10_0000));
     drop(alone);
     assert_eq!(toy.domain_of(ALONE), Some(Toy::BLOCKED));
+}
+
+#[test]
+fn a_group_tells_what_sysfs_does() {
+    let direct = region(0x20_0000, 0x20_2000, ResvType::DirectRelaxable);
+    let window = region(0xfee0_0000, 0xfef0_0000, ResvType::Msi);
+    let bench = Setup::default().region(NIC, window).region(NIC, direct).lazy().bench();
+    let group = bench.group(NIC);
+    let rest = "\n  0000:00:03.0 behind toy\n  0x0000000000200000 0x0000000000201fff direct-relaxable\n  \
+                0x00000000fee00000 0x00000000feefffff msi";
+    assert_eq!(group.to_string(), format!("group 0: DMA-FQ{rest}"));
+    group.set_name("disks");
+    group.claim_dma_owner(Owner(1)).unwrap();
+    assert_eq!(group.to_string(), format!("group 0 \"disks\": DMA-FQ, now blocked{rest}"));
+    bench.iommu.remove(NIC);
+    assert_eq!(group.to_string(), "group 0 \"disks\": DMA-FQ, now blocked");
+    // Without a domain nobody knows.
+    let bench = Setup { topology: Topology::new(), ..Setup::default() }.bench();
+    bench.toy.fail_paging();
+    bench.iommu.probe(&Setup::default().topology, |_| false).unwrap_err();
+    assert_eq!(bench.group(NIC).to_string(), "group 0: unknown\n  0000:00:03.0 behind toy");
+}
+
+#[test]
+fn drivers_are_listed_in_the_order_in_which_they_are_asked() {
+    let (iommu, toys) = two_drivers();
+    let drivers = iommu.drivers();
+    let address = |toy: &Arc<Toy>| Arc::as_ptr(toy).cast::<()>();
+    let listed: Vec<_> = drivers.iter().map(|driver| Arc::as_ptr(driver).cast::<()>()).collect();
+    assert_eq!(listed, toys.each_ref().map(address));
+    iommu.unregister(&drivers[0]);
+    assert_eq!(iommu.drivers().len(), 1);
 }

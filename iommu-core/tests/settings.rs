@@ -58,3 +58,17 @@ fn what_is_not_for_the_iommu_is_passed_over() {
     assert_eq!(parse(line), Ok(Settings::default()));
     assert_eq!(parse("iommu.nonsense=1"), Err(ParameterError::Unknown("iommu.nonsense=1".into())));
 }
+
+#[test]
+fn x86_has_short_words_for_passthrough() {
+    // SAFETY: nothing is ever attached.
+    let trust = Some(unsafe { Trust::new() });
+    let passthrough = |line| Settings::parse(line, trust).unwrap().passthrough;
+    assert_eq!(passthrough("iommu=pt"), trust);
+    assert_eq!(passthrough("iommu=soft,pt,panic"), trust);
+    assert_eq!(passthrough("iommu=pt iommu=nopt"), None);
+    assert_eq!(passthrough("iommu.passthrough=1 iommu=nopt"), None);
+    assert_eq!(passthrough("iommu=pt iommu.passthrough=0"), None);
+    assert_eq!(passthrough("iommu=ptx amd_iommu=pt iommu"), None);
+    assert_eq!(parse("iommu=pt"), Err(ParameterError::NeedsTrust));
+}

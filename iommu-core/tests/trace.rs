@@ -9,6 +9,8 @@ use std::sync::Arc;
 
 use common::{NIC, PAGE, Setup, map};
 use dma_api::{Attrs, Device, DeviceBuilder, Direction, FromDevice, Streaming};
+use iommu_core::{Fault, FaultFlags, FaultKind};
+use platform::DmaAddr;
 use platform::trace::record;
 use swiotlb::SwiotlbDma;
 
@@ -93,4 +95,20 @@ fn each_turn_of_a_bounced_buffer_says_whose_it_is() {
     let (mapped, chain) = names(|| map(&device, memory.phys(), 8, Direction::ToDevice));
     mapped.unwrap();
     assert_eq!(chain, ["dma_map_phys", "dma_direct_map_phys"]);
+}
+
+#[test]
+fn what_happens_to_devices_is_told_as_by_linuxs_tracepoints() {
+    let (bench, events) = names(|| Setup::default().bench());
+    assert_eq!(events, ["add_device_to_group", "attach_device_to_domain"]);
+    let fault = Fault {
+        kind: FaultKind::Page,
+        requester: NIC,
+        pasid: None,
+        address: DmaAddr::new(PAGE),
+        domain: 2,
+        flags: FaultFlags::WRITE,
+    };
+    assert_eq!(names(|| bench.iommu.report_fault(fault)).1, ["io_page_fault"]);
+    assert_eq!(names(|| bench.iommu.remove(NIC)).1, ["remove_device_from_group"]);
 }

@@ -6,6 +6,7 @@ mod member;
 mod owner;
 mod pasid;
 mod reset;
+mod show;
 
 use alloc::boxed::Box;
 use alloc::collections::BTreeMap;
@@ -67,7 +68,7 @@ impl State {
         self.domain.as_ref().is_some_and(|current| Arc::ptr_eq(current, domain))
     }
 
-    fn member(&self, address: PciAddress) -> Result<&Member, GroupError> {
+    pub(crate) fn member(&self, address: PciAddress) -> Result<&Member, GroupError> {
         let member = self.members.iter().find(|member| member.address == address);
         member.ok_or(GroupError::NoSuchDevice(address))
     }

@@ -53,6 +53,8 @@ pub struct Knobs {
     pub grouping: BTreeMap<PciAddress, DeviceGroup>,
     pub deferred: BTreeSet<PciAddress>,
     pub ats: BTreeSet<PciAddress>,
+    /// Whose interrupts are not remapped.
+    pub not_remapped: BTreeSet<PciAddress>,
     /// Mappings fail as long as no device is in the domain.
     pub maps_only_attached: bool,
 }
@@ -79,6 +81,7 @@ impl Default for Knobs {
             grouping: BTreeMap::new(),
             deferred: BTreeSet::new(),
             ats: BTreeSet::new(),
+            not_remapped: BTreeSet::new(),
             maps_only_attached: false,
         }
     }
@@ -278,6 +281,7 @@ unsafe impl IommuOps for Toy {
         match capability {
             Capability::DeferredFlush => self.shared.knobs.can_defer,
             Capability::CacheCoherency => self.shared.knobs.coherent,
+            Capability::IsolatedMsi => !self.shared.knobs.not_remapped.contains(&dev),
             Capability::PciAtsSupported => self.shared.knobs.ats.contains(&dev),
             _ => true,
         }

@@ -184,6 +184,22 @@ impl Machine {
     }
 }
 
+/// Runs a model, says how many executions that took, and wants at least `least` of them: a model in which nothing happens at
+/// once shows nothing.
+pub fn explore(least: usize, model: impl Fn() + Send + Sync + 'static) {
+    let executions = Arc::new(std::sync::atomic::AtomicUsize::new(0));
+    let counted = Arc::clone(&executions);
+    let builder = loom::model::Builder::new();
+    let is_full = builder.preemption_bound.is_none_or(|bound| bound >= 3);
+    builder.check(move || {
+        counted.fetch_add(1, std::sync::atomic::Ordering::Relaxed);
+        model();
+    });
+    let executions = executions.load(std::sync::atomic::Ordering::Relaxed);
+    println!("{executions} executions");
+    assert!(!is_full || executions >= least, "{executions} executions");
+}
+
 /// A machine with I/O addresses up to `last`, and its only device.
 pub fn boot(last: u64, lazy: bool) -> (Machine, Arc<Device>) {
     platform::cpu::set(0);
