@@ -40,7 +40,7 @@ const CHECKS: &[(&str, Check)] = &[
 ];
 
 /// Runs everything; says each result in a line that `cargo xtask vfio` counts.
-pub(crate) fn run() -> bool {
+pub(crate) fn run() -> Result<(), Failure> {
     let mut failed = 0;
     let mut say = |name: &str, result: Result<(), String>| match result {
         Ok(()) => println!("check ok: {name}"),
@@ -68,7 +68,7 @@ pub(crate) fn run() -> bool {
         }
         Err(error) => say("conformance", Err(error.to_string())),
     }
-    failed == 0
+    ensure(failed == 0, &format!("{failed} checks failed"))
 }
 
 /// What does not hold on this machine's IOMMU, as its Linux driver has it.

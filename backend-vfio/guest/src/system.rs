@@ -16,12 +16,17 @@ pub(crate) const EDU: PciAddress = PciAddress::new(0, 0, 4, 0);
 pub(crate) const OTHER_EDU: PciAddress = PciAddress::new(0, 0, 6, 0);
 pub(crate) const NVME: PciAddress = PciAddress::new(0, 0, 5, 0);
 
-/// Mounts, modules, and devices to vfio-pci.
+/// Mounts what the kernel shows of itself.
 pub(crate) fn start() -> Result<(), Failure> {
     for (kind, at) in [("devtmpfs", "/dev"), ("proc", "/proc"), ("sysfs", "/sys")] {
         mount(kind, at, kind, MountFlags::empty(), None)
             .map_err(|error| format!("mounting {at}: {error}"))?;
     }
+    Ok(())
+}
+
+/// Loads VFIO, and gives the devices to vfio-pci.
+pub(crate) fn give_to_vfio() -> Result<(), Failure> {
     let mut modules: Vec<_> = fs::read_dir("/modules")?.flatten().map(|entry| entry.path()).collect();
     // Their names begin with their places in the order.
     modules.sort();
