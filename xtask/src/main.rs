@@ -1,11 +1,14 @@
-//! The project's own commands: `cargo xtask test`, `loom`, `bench`, `mutate`, `sanitize`, `qemu`, `vfio`.
+//! The project's own commands: `cargo xtask test`, `loom`, `bench`, `mutate`, `sanitize`, `qemu`, `qemu-groups`,
+//! `vfio`.
 
 mod bench;
 mod debian;
+mod guest;
 mod loom;
 mod mutate;
 mod named_files;
 mod qemu;
+mod qemu_groups;
 mod sanitize;
 mod steps;
 mod test;
@@ -25,7 +28,7 @@ struct Arguments {
 
 #[derive(Subcommand)]
 enum Command {
-    /// Everything that must be true: format, lints, docs, tests, each crate alone, loom, sanitizers, QEMU, VFIO, and a few mutations
+    /// Everything that must be true: format, lints, docs, tests, each crate alone, loom, sanitizers, QEMU, Linux's groups, VFIO, and a few mutations
     Test(test::Options),
     /// Run every loom model
     Loom(loom::Options),
@@ -37,6 +40,8 @@ enum Command {
     Sanitize(sanitize::Options),
     /// Run the tests that need QEMU, on each QEMU; gets them first
     Qemu(qemu::Options),
+    /// Boot Linux under QEMU on generated PCI trees, and compare the groups that it forms with those formed here
+    QemuGroups(qemu_groups::Options),
     /// Boot Linux under QEMU and run the checks of the VFIO backend there; gets both first
     Vfio(vfio::Options),
 }
@@ -49,6 +54,7 @@ fn main() -> ExitCode {
         Command::Mutate(options) => mutate::run(&options),
         Command::Sanitize(options) => sanitize::run(&options),
         Command::Qemu(options) => qemu::run(&options),
+        Command::QemuGroups(options) => qemu_groups::run(&options),
         Command::Vfio(options) => vfio::run(&options),
     };
     match result {

@@ -4,7 +4,7 @@ use clap::Args;
 
 use crate::steps::Steps;
 use crate::workspace::{Package, cargo, packages};
-use crate::{loom, mutate, named_files, qemu, sanitize, vfio};
+use crate::{loom, mutate, named_files, qemu, qemu_groups, sanitize, vfio};
 
 #[derive(Args)]
 pub(crate) struct Options {
@@ -55,6 +55,7 @@ pub(crate) fn run(options: &Options) -> Result<(), String> {
     steps.call("loom", || loom::run(&loom::Options::default()));
     steps.call("sanitizers", || sanitize::run(&sanitize::Options::default()));
     steps.call("QEMU", || qemu::run(&qemu::Options::default()));
+    steps.call("groups that Linux forms", || qemu_groups::run(&qemu_groups::Options::default()));
     steps.call("VFIO", || vfio::run(&vfio::Options::default()));
     steps.call("mutations", || mutate::run(&mutate::Options::drawn(options.mutations)));
     steps.finish()

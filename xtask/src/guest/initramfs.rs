@@ -9,7 +9,7 @@ const FILE: u32 = 0o100_644;
 const CHARACTER_DEVICE: u32 = 0o020_600;
 
 /// An archive with the guest's program as `/init`, and modules under names that sort in the order of loading.
-pub(super) fn archive(program: &Path, modules: &[impl AsRef<Path>]) -> Result<Vec<u8>, String> {
+pub(crate) fn archive(program: &Path, modules: &[impl AsRef<Path>]) -> Result<Vec<u8>, String> {
     let mut archive = Archive::default();
     for folder in ["dev", "proc", "sys", "modules"] {
         archive.add(folder, FOLDER, (0, 0), &[]);

@@ -18,16 +18,16 @@ const COMPLETE: &str = "release";
 const MODULES: [&str; 5] = ["irqbypass", "vfio", "vfio_iommu_type1", "vfio-pci-core", "vfio-pci"];
 
 /// A kernel that has been fetched.
-pub(super) struct Kernel {
-    pub(super) release: String,
+pub(crate) struct Kernel {
+    pub(crate) release: String,
     /// What QEMU boots.
-    pub(super) image: PathBuf,
+    pub(crate) image: PathBuf,
     /// Files of modules, in the order in which they are loaded.
-    pub(super) modules: Vec<PathBuf>,
+    pub(crate) modules: Vec<PathBuf>,
 }
 
 /// Fetches it unless it is there.
-pub(super) fn fetch() -> Result<Kernel, String> {
+pub(crate) fn fetch() -> Result<Kernel, String> {
     let folder = target().join("vfio/kernel");
     if !folder.join(COMPLETE).is_file() {
         println!("fetching the kernel of {SUITE}");
