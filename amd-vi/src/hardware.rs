@@ -3,17 +3,9 @@
 use alloc::sync::Arc;
 use core::fmt;
 
+pub use platform::pci::MsiMessage;
 use platform::pci::{ConfigSpace, PciAddress};
 use platform::{Mmio, PhysAddr};
-
-/// A message-signalled interrupt: what a function writes, and where.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub struct MsiMessage {
-    /// Where it writes (on x86 in FEE0_0000h to FEEF_FFFFh).
-    pub address: u64,
-    /// What it writes.
-    pub data: u32,
-}
 
 /// The machine as the driver meets it while it brings the IOMMUs up.
 pub trait Hardware: fmt::Debug {

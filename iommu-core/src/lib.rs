@@ -12,6 +12,7 @@ mod group;
 mod iommu;
 mod iopf;
 pub mod iova;
+mod irq_remap;
 mod lookups;
 mod msi;
 mod ops;
@@ -26,6 +27,9 @@ pub use fault::{Fault, FaultFlags, FaultHandler, FaultKind};
 pub use group::{Group, GroupError, Owner, ResetFence};
 pub use iommu::{Iommu, Statistics};
 pub use iopf::{IopfGroup, IopfQueue, PageRequest, PageResponse, ResponseCode, UnknownDevice};
+pub use irq_remap::{
+    DestinationMode, IrqDelivery, IrqRemap, IrqRemapError, IrqSource, IrqTarget, RemappedIrqs, io_apic_entry,
+};
 pub use ops::{
     AttachError, Capability, DeviceGroup, DirtyError, DomainError, DomainOps, DomainType, HwInfo, IommuOps,
     PagingFlags, ProbeError, Probed, SyncError,

@@ -75,8 +75,10 @@ pub enum Capability {
     DirtyTracking,
     /// The device may keep translations itself (`IOMMU_CAP_PCI_ATS_SUPPORTED`): it is fenced while it is reset.
     PciAtsSupported,
-    /// Interrupts are remapped: a device raises only those that were set up for it (Linux asks the interrupt domain,
-    /// `IRQ_DOMAIN_FLAG_ISOLATED_MSI`; once `IOMMU_CAP_INTR_REMAP`). See [`crate::Group::has_isolated_msi`].
+    /// The device raises no interrupts but those that it was given (`IOMMU_CAP_INTR_REMAP`, now `IRQ_DOMAIN_FLAG_ISOLATED_MSI`):
+    /// see [`IrqRemap`](crate::IrqRemap) and [`crate::Group::has_isolated_msi`]. Without it a device that is handed to somebody
+    /// untrusted can forge the interrupts of others.
+    #[doc(alias = "IRQ_DOMAIN_FLAG_ISOLATED_MSI")]
     IsolatedMsi,
 }
 

@@ -117,6 +117,16 @@ impl fmt::Debug for PciAddress {
     }
 }
 
+/// A message-signalled interrupt: what a function writes, and where.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
+#[doc(alias = "msi_msg")]
+pub struct MsiMessage {
+    /// Where it writes (on x86 in FEE0_0000h to FEEF_FFFFh).
+    pub address: u64,
+    /// What it writes.
+    pub data: u32,
+}
+
 /// Configuration space of a whole machine: what enumeration and grouping read.
 pub trait ConfigSpace: Send + Sync {
     /// Reads the aligned 32-bit word at byte `offset` (0–4092). All ones when nobody answers.

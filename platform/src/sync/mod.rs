@@ -6,6 +6,7 @@
 mod cpu_lock;
 pub mod irq;
 mod mutex;
+pub mod pair;
 mod per_cpu;
 pub mod words;
 
