@@ -3,6 +3,7 @@
 use alloc::vec::Vec;
 use core::time::Duration;
 
+use crate::irq_remap::IrqRemapConfig;
 use crate::ivrs::Override;
 
 /// Choices for a driver; the defaults are Linux's where it has them.
@@ -16,6 +17,9 @@ pub struct Config {
     pub log2_events: u32,
     /// How long a completion may take. A device may take a second to answer an IOTLB invalidation, so longer than that.
     pub command_timeout: Duration,
+    /// Interrupt remapping, if the kernel takes every message that a device is to send from [`AmdVi::irq_remap`](crate::AmdVi::irq_remap):
+    /// other messages of devices, and of IO-APICs and timers, then raise nothing. Without it, devices can forge interrupts.
+    pub irq_remap: Option<IrqRemapConfig>,
     /// Corrections of the firmware's table, the user's own before those of
     /// [`overrides_for`](crate::ivrs::overrides_for) the machine: of several for one thing the first counts.
     pub overrides: Vec<Override>,
@@ -28,6 +32,7 @@ impl Default for Config {
             log2_commands: 9,
             log2_events: 9,
             command_timeout: Duration::from_secs(5),
+            irq_remap: None,
             overrides: Vec::new(),
         }
     }

@@ -11,6 +11,7 @@ use platform::{OutOfFrames, PhysAddr, Platform};
 
 use crate::command_queue::CommandError;
 use crate::dte::{Dte, IntCtl, PersistentFlags, Translation};
+use crate::irq_remap::InterruptTable;
 use crate::memory::Region;
 
 /// A device table (Linux: `struct amd_iommu_pci_seg`'s `dev_table`).
@@ -21,7 +22,9 @@ use crate::memory::Region;
 pub struct DeviceTable {
     memory: Region,
     flags: Box<[PersistentFlags]>,
-    /// Devices whose interrupts are never aborted: IO-APICs and timers are no PCI functions that a driver takes.
+    /// Whether interrupts are remapped: then their half of an entry changes by [`DeviceTable::set_interrupt_table`] alone.
+    remaps: bool,
+    /// Devices whose interrupts are never aborted, unless they are remapped: IO-APICs and timers are no PCI functions that a driver takes.
     special: BTreeSet<u16>,
     /// One entry changes at a time.
     changing: Mutex<()>,
@@ -38,6 +41,7 @@ impl DeviceTable {
         highest: u16,
         ranges: impl Iterator<Item = (u16, u16, PersistentFlags)>,
         special: BTreeSet<u16>,
+        remaps: bool,
     ) -> Result<Self, OutOfFrames> {
         let memory = Region::new(platform, (u64::from(highest) + 1) * Dte::SIZE)?;
         let entries = (memory.size() / Dte::SIZE) as usize;
@@ -53,7 +57,7 @@ impl DeviceTable {
                 }
             }
         }
-        let table = Self { memory, flags, special, changing: Mutex::new(()) };
+        let table = Self { memory, flags, remaps, special, changing: Mutex::new(()) };
         for device in 0..=(entries - 1).min(usize::from(u16::MAX)) as u16 {
             let blocked = table.blocked(device).to_words();
             for (index, word) in blocked.into_iter().enumerate() {
@@ -93,7 +97,7 @@ impl DeviceTable {
     #[doc(alias = "amd_iommu_make_clear_dte")]
     pub(crate) fn entry_for(&self, device: u16, translation: Translation, interrupts: IntCtl) -> Dte {
         let flags = self.flags.get(usize::from(device)).copied().unwrap_or_default();
-        let spared = interrupts == IntCtl::Abort && self.special.contains(&device);
+        let spared = interrupts == IntCtl::Abort && !self.remaps && self.special.contains(&device);
         Dte::new(translation, if spared { IntCtl::Forward } else { interrupts }, flags)
     }
 
@@ -135,6 +139,7 @@ impl DeviceTable {
         }
         let _changing = self.changing.lock();
         let old = self.entry(device);
+        let new = if self.remaps { Dte { interrupt: old.interrupt, ..new } } else { new };
         let (old_words, new_words) = (old.to_words(), new.to_words());
         let translates = |entry: Dte| !entry.translation.v() || entry.translation.tv();
         let rest_differs = old_words[1..] != new_words[1..];
@@ -158,6 +163,26 @@ impl DeviceTable {
             let blocked = self.blocked(device).to_words()[0];
             self.store(device, 0, blocked);
         })
+    }
+
+    /// Leads the interrupts of `device` to a table (Linux: `set_remap_table_entry`). All that says so is one word, so memory
+    /// requests of the device go on.
+    ///
+    /// # Errors
+    /// What `flush` says, which makes the unit forget the entry. The unit may read either table then.
+    #[doc(alias = "set_remap_table_entry")]
+    pub(crate) fn set_interrupt_table(
+        &self,
+        device: u16,
+        table: &InterruptTable,
+        flush: impl FnOnce() -> Result<(), CommandError>,
+    ) -> Result<(), CommandError> {
+        let _changing = self.changing.lock();
+        let blocked = self.blocked(device);
+        let interrupt = blocked.interrupt.remapped(table.base(), table.log2_entries());
+        self.store(device, 2, Dte { interrupt, ..blocked }.to_words()[2]);
+        fence(Ordering::SeqCst);
+        flush()
     }
 
     /// Gives the memory back.

@@ -5,8 +5,8 @@ use alloc::sync::Arc;
 use alloc::vec::Vec;
 
 use iommu_core::{
-    AttachError, Capability, DomainError, DomainOps, Fault, IommuOps, ProbeError, Probed, ResvRegion,
-    ResvType,
+    AttachError, Capability, DomainError, DomainOps, Fault, IommuOps, IrqRemap, ProbeError, Probed,
+    ResvRegion, ResvType,
 };
 use platform::pci::{ConfigSpace, PciAddress, RequesterId};
 use platform::sync::Mutex;
@@ -23,6 +23,7 @@ use crate::event::Event;
 use crate::hardware::Hardware;
 use crate::init::{self, InitError};
 use crate::interrupt::{Handled, fault};
+use crate::irq_remap::{InterruptTable, IrqMode, IrqTables, NoIrqRemap, Remapper};
 use crate::ivrs::{DeviceEntry, Ivmd, Ivrs};
 use crate::pci_capability;
 use crate::unit::Unit;
@@ -40,12 +41,12 @@ pub(crate) struct Segment {
 }
 
 impl Segment {
-    fn unit_of(&self, device: u16) -> Option<usize> {
+    pub(crate) fn unit_of(&self, device: u16) -> Option<usize> {
         let holds = |&&(first, last, _): &&(u16, u16, usize)| first <= device && device <= last;
         self.ranges.iter().rev().find(holds).map(|&(_, _, unit)| unit)
     }
 
-    fn alias_of(&self, device: u16) -> Option<u16> {
+    pub(crate) fn alias_of(&self, device: u16) -> Option<u16> {
         let holds = |&&(first, last, _): &&(u16, u16, u16)| first <= device && device <= last;
         self.aliases.iter().rev().find(holds).map(|&(_, _, alias)| alias).filter(|alias| *alias != device)
     }
@@ -67,7 +68,7 @@ impl Segment {
 /// What a device is attached to.
 #[derive(Clone, Debug)]
 pub(crate) enum Attachment {
-    /// Nothing: no memory, no interrupts.
+    /// Nothing: no memory, and no interrupts but those that are remapped.
     None,
     /// The blocked domain: no memory.
     Blocked,
@@ -105,6 +106,7 @@ pub(crate) struct Shared {
     preboot_protection: bool,
     domain_ids: DomainIds,
     identity_id: u16,
+    irqs: Result<Arc<IrqTables>, NoIrqRemap>,
     devices: Mutex<BTreeMap<PciAddress, DeviceState>>,
     stopped: AtomicBool,
 }
@@ -122,6 +124,7 @@ impl Shared {
         ivrs: &Ivrs,
         units: Vec<Unit>,
         segments: BTreeMap<u16, Segment>,
+        irq_mode: Result<IrqMode, NoIrqRemap>,
     ) -> Self {
         let domain_ids = DomainIds::new();
         // The first of 65535: it is there. Zero would do no harm, since the identity domain caches no translations.
@@ -135,6 +138,7 @@ impl Shared {
             preboot_protection: ivrs.info.preboot_dma_protection(),
             domain_ids,
             identity_id,
+            irqs: irq_mode.map(|mode| Arc::new(IrqTables::new(mode, ivrs))),
             devices: Mutex::new(BTreeMap::new()),
             stopped: AtomicBool::new(false),
         }
@@ -395,6 +399,22 @@ impl AmdVi {
         self.shared.preboot_protection
     }
 
+    /// Interrupt remapping, from which a kernel takes every message that a device, an IO-APIC or a timer is to send (Linux:
+    /// `amd_iommu_irq_ops`).
+    ///
+    /// # Errors
+    /// [`NoIrqRemap`] with the reason why interrupts are not remapped.
+    #[doc(alias = "amd_iommu_irq_ops")]
+    pub fn irq_remap(&self) -> Result<Arc<dyn IrqRemap>, NoIrqRemap> {
+        let tables = self.shared.irqs.as_ref().map_err(|why| *why)?.clone();
+        Ok(Arc::new(Remapper { shared: self.shared.clone(), tables }))
+    }
+
+    /// The interrupt tables with the devices that lead to them, by segment and requester ID.
+    pub(crate) fn interrupt_tables(&self) -> Vec<((u16, u16), Arc<InterruptTable>)> {
+        self.shared.irqs.as_ref().map(|tables| tables.tables()).unwrap_or_default()
+    }
+
     /// What a unit's interrupt asks for, for all units: reads their event logs, hands faults to `report`, and restarts what
     /// has stopped: an event log that overflowed, a command buffer that met an illegal command (Linux:
     /// `amd_iommu_int_thread`).
@@ -455,6 +475,10 @@ impl Drop for Shared {
             unsafe {
                 core::mem::take(&mut self.units).into_iter().for_each(|unit| unit.free());
                 core::mem::take(&mut self.segments).into_values().for_each(|segment| segment.table.free());
+                let irqs = core::mem::replace(&mut self.irqs, Err(NoIrqRemap::NotAskedFor)).ok();
+                if let Some(tables) = irqs.and_then(Arc::into_inner) {
+                    tables.free();
+                }
             }
         }
     }
@@ -474,6 +498,7 @@ unsafe impl IommuOps for AmdVi {
             Capability::PreBootProtection => self.preboot_protection(),
             // What remembers absence is a hypervisor, which must see every change at once (Linux: NpCache means strict).
             Capability::DeferredFlush => self.shared.unit_of(dev).is_some_and(|unit| !unit.np_cache()),
+            Capability::IsolatedMsi => self.shared.irqs.is_ok() && self.shared.unit_of(dev).is_some(),
             _ => false,
         }
     }

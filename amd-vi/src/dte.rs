@@ -112,6 +112,17 @@ pub struct InterruptHalf {
     pub upper: u64,
 }
 
+impl InterruptHalf {
+    /// The same for a device whose interrupts are remapped by the table of `2^log2_entries` entries at `table`.
+    #[must_use]
+    pub const fn remapped(self, table: PhysAddr, log2_entries: u8) -> Self {
+        self.with_iv(true)
+            .with_int_ctl(IntCtl::Remap as u8)
+            .with_int_tab_len(log2_entries & 0xf)
+            .with_int_table_root((table.get() & 0x000f_ffff_ffff_ffc0) >> 6)
+    }
+}
+
 /// Values of [`InterruptHalf::int_ctl`].
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 #[repr(u8)]

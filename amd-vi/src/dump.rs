@@ -7,6 +7,7 @@ use platform::pci::{PciAddress, RequesterId};
 
 use crate::device_table::DeviceTable;
 use crate::driver::AmdVi;
+use crate::irq_remap::InterruptTable;
 use crate::registers::{Control, Status, offset};
 use crate::unit::Unit;
 
@@ -36,15 +37,21 @@ impl fmt::Display for Dump<'_> {
         for unit in self.0.units() {
             unit_state(f, unit)?;
         }
-        self.0.device_tables().try_for_each(|(segment, table)| device_table(f, segment, table))
+        self.0.device_tables().try_for_each(|(segment, table)| device_table(f, segment, table))?;
+        self.0.interrupt_tables().iter().try_for_each(|((segment, device), table)| {
+            let device = PciAddress { segment: *segment, id: RequesterId::new(*device) };
+            interrupt_table(f, device, table)
+        })
     }
 }
 
 impl AmdVi {
-    /// All units' registers, the commands that wait in their rings and the events in their logs, and the device table entries
-    /// that are not as they were at the start (Linux: `mmio`, `cmdbuf` and `devtbl` in debugfs). It only looks: nothing is
+    /// All units' registers, the commands that wait in their rings and the events in their logs, the device table entries
+    /// that are not as they were at the start, and the interrupt tables (Linux: `mmio`, `cmdbuf`, `devtbl` and `irqtbl` in
+    /// debugfs). It only looks: nothing is
     /// taken out of a log. What units and other CPUs do meanwhile may be shown in part.
     #[doc(alias = "iommu_debugfs_devtbl_show")]
+    #[doc(alias = "iommu_irqtbl_show")]
     #[doc(alias = "iommu_mmio_show")]
     #[doc(alias = "iommu_cmdbuf_show")]
     pub fn dump(&self) -> Dump<'_> {
@@ -163,4 +170,10 @@ fn device_table(f: &mut fmt::Formatter<'_>, segment: u16, table: &DeviceTable) -
         writeln!(f, "  {} {q3:016x} {q2:016x} {q1:016x} {q0:016x} {entry}", RequesterId::new(device))?;
     }
     writeln!(f, "  {untouched} blocked as at the start")
+}
+
+fn interrupt_table(f: &mut fmt::Formatter<'_>, device: PciAddress, table: &InterruptTable) -> fmt::Result {
+    let (base, entries, taken) = (table.base().get(), 1 << table.log2_entries(), table.taken());
+    writeln!(f, "interrupt table of {device} at {base:#x}, {} of {entries} entries taken", taken.len())?;
+    taken.iter().try_for_each(|&index| writeln!(f, "  {index:#05x} {:032x}", table.entry(index)))
 }

@@ -3,6 +3,7 @@
 use alloc::sync::Arc;
 use core::fmt;
 
+use iommu_core::IrqTarget;
 pub use platform::pci::MsiMessage;
 use platform::pci::{ConfigSpace, PciAddress};
 use platform::{Mmio, PhysAddr};
@@ -19,4 +20,11 @@ pub trait Hardware: fmt::Debug {
     /// The message that the IOMMU at `unit` is to send when it wants [`crate::AmdVi::handle_interrupt`] called, or `None`
     /// when the machine has no interrupt for it; then somebody must call that from time to time.
     fn msi_message(&self, unit: PciAddress) -> Option<MsiMessage>;
+
+    /// Where that interrupt is to go instead, on a machine whose local APICs are in x2APIC mode. A unit that can send it so
+    /// (XTSup and MsiCapMmioSup) is told this and not [`Hardware::msi_message`].
+    fn x2apic_target(&self, unit: PciAddress) -> Option<IrqTarget> {
+        let _ = unit;
+        None
+    }
 }

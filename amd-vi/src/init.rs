@@ -13,6 +13,7 @@ use crate::config::Config;
 use crate::device_table::DeviceTable;
 use crate::driver::{Segment, Shared};
 use crate::hardware::Hardware;
+use crate::irq_remap::{IrqMode, NoIrqRemap};
 use crate::ivrs::{DeviceEntry, Ivhd, Ivrs, IvrsError};
 use crate::pci_capability::{IommuCapability, disable_msi, enable_msi};
 use crate::registers::{MMIO_LENGTH, Registers};
@@ -122,6 +123,7 @@ struct Machine {
     ivrs: Ivrs,
     units: Vec<Unit>,
     segments: BTreeMap<u16, Segment>,
+    irq_mode: Result<IrqMode, NoIrqRemap>,
 }
 
 /// Where things come from.
@@ -142,8 +144,8 @@ pub(crate) fn run(
     let mut stage = Stage::Start(table);
     loop {
         stage = match stage {
-            Stage::Initialized(Machine { ivrs, units, segments }) => {
-                let shared = Shared::new(context.platform, context.config, &ivrs, units, segments);
+            Stage::Initialized(Machine { ivrs, units, segments, irq_mode }) => {
+                let shared = Shared::new(context.platform, context.config, &ivrs, units, segments, irq_mode);
                 return Ok((shared, ivrs));
             }
             stage => context.state_next(stage)?,
@@ -197,11 +199,13 @@ impl Context<'_> {
     /// Units and segments with their memory, before anything is enabled (Linux: `early_amd_iommu_init`).
     fn early_init(&self, ivrs: Ivrs) -> Result<Machine, InitError> {
         let mut units = Vec::new();
-        let made = self
-            .init_units(&ivrs, &mut units)
-            .and_then(|()| self.init_segments(&ivrs, &units).map_err(|_| InitError::OutOfMemory));
+        let made = self.init_units(&ivrs, &mut units).and_then(|()| {
+            let irq_mode = IrqMode::choose(self.config.irq_remap.as_ref(), &ivrs, &units);
+            let segments = self.init_segments(&ivrs, &units, irq_mode.is_ok());
+            Ok((segments.map_err(|_| InitError::OutOfMemory)?, irq_mode))
+        });
         match made {
-            Ok(segments) => Ok(Machine { ivrs, units, segments }),
+            Ok((segments, irq_mode)) => Ok(Machine { ivrs, units, segments, irq_mode }),
             Err(error) => {
                 // SAFETY: no unit has been told of its rings.
                 unsafe { give_back(units, BTreeMap::new()) };
@@ -244,6 +248,7 @@ impl Context<'_> {
         &self,
         ivrs: &Ivrs,
         units: &[Unit],
+        remaps: bool,
     ) -> Result<BTreeMap<u16, Segment>, platform::OutOfFrames> {
         let mut segments: BTreeMap<u16, Segment> = BTreeMap::new();
         for id in units.iter().map(|unit| unit.address().segment) {
@@ -265,7 +270,7 @@ impl Context<'_> {
                     DeviceEntry::Special { device, .. } => Some(device),
                     _ => None,
                 });
-            let table = match DeviceTable::new(&self.platform, highest, flags, special.collect()) {
+            let table = match DeviceTable::new(&self.platform, highest, flags, special.collect(), remaps) {
                 Ok(table) => table,
                 Err(error) => {
                     // SAFETY: no unit has been told of a device table.
@@ -289,7 +294,7 @@ impl Context<'_> {
         }
         for unit in &machine.units {
             let Some(segment) = machine.segments.get(&unit.address().segment) else { continue };
-            unit.enable(segment.table.base_register())
+            unit.enable(segment.table.base_register(), machine.irq_mode.ok())
                 .map_err(|_| InitError::DoesNotStart(unit.address()))?;
             self.flush_all(unit, segment)?;
         }
@@ -314,9 +319,14 @@ impl Context<'_> {
     /// Interrupts (Linux: `amd_iommu_enable_interrupts`).
     fn enable_interrupts(&self, machine: &Machine) -> Result<(), InitError> {
         for unit in &machine.units {
-            let Some(message) = self.hardware.msi_message(unit.address()) else { continue };
-            if !enable_msi(self.hardware.config_space(), unit.address(), message) {
-                return Err(InitError::NoMsi(unit.address()));
+            let target = self.hardware.x2apic_target(unit.address()).filter(|_| unit.has_xt_interrupts());
+            if let Some(target) = target {
+                unit.set_xt_interrupts(target);
+            } else {
+                let Some(message) = self.hardware.msi_message(unit.address()) else { continue };
+                if !enable_msi(self.hardware.config_space(), unit.address(), message) {
+                    return Err(InitError::NoMsi(unit.address()));
+                }
             }
             unit.enable_interrupts();
         }

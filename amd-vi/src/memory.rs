@@ -4,6 +4,7 @@ use alloc::sync::Arc;
 
 use platform::frames::{FRAME_SIZE, WORDS_PER_FRAME};
 use platform::sync::atomic::AtomicU64;
+use platform::sync::pair;
 use platform::{FrameRequest, OutOfFrames, PhysAddr, Platform, Window};
 
 /// A run of frames whose size is a power of two.
@@ -52,6 +53,17 @@ impl Region {
         // SAFETY: the offset lies within the region, which stays allocated as long as `self` (only `free` gives it back, and
         // takes `self`); the driver and the unit access it by words alone.
         unsafe { self.window.word(at) }
+    }
+
+    /// Stores two words at byte `offset`, taken modulo the size and rounded down to 16 bytes, so that whoever reads 16 bytes sees
+    /// both or none. Only where [`pair::is_available`] says so.
+    pub(crate) fn store_pair(&self, offset: u64, value: [u64; 2]) {
+        let at = offset & !15;
+        let first: *const AtomicU64 = self.word(at);
+        // SAFETY: the region is a multiple of 16 bytes, so both words are in it and follow each other; see `word`.
+        let pair = unsafe { &*first.cast::<[AtomicU64; 2]>() };
+        let _stored = pair::store(pair, value);
+        debug_assert!(_stored, "frames are aligned");
     }
 
     /// Gives the frames back.

@@ -6,6 +6,7 @@ use core::fmt;
 use core::time::Duration;
 
 use bitfield_struct::bitfield;
+use iommu_core::{DestinationMode, IrqDelivery, IrqTarget};
 use platform::{Clock, Mmio, PhysAddr, TimedOut, time};
 
 /// Byte offsets of the registers from the unit's MMIO base.
@@ -24,6 +25,12 @@ pub mod offset {
     pub const EXCLUSION_LIMIT: usize = 0x0028;
     /// Extended Feature Register (EFR).
     pub const EXTENDED_FEATURE: usize = 0x0030;
+    /// XT IOMMU General Interrupt Control Register: events and completion waits.
+    pub const XT_GENERAL_INTERRUPT: usize = 0x0170;
+    /// XT IOMMU PPR Interrupt Control Register.
+    pub const XT_PPR_INTERRUPT: usize = 0x0178;
+    /// XT IOMMU GA Log Interrupt Control Register.
+    pub const XT_GA_INTERRUPT: usize = 0x0180;
     /// Extended Feature 2 Register (EFR2).
     pub const EXTENDED_FEATURE_2: usize = 0x01a0;
     /// Command Buffer Head Pointer Register.
@@ -94,9 +101,22 @@ pub struct Control {
     pub ga_log_en: bool,
     /// GAIntEn: its interrupt.
     pub ga_int_en: bool,
-    /// All from DualPPRLogEn (bit 30) to SNPAVICEn (bit 63): features that this driver does not use yet.
-    #[bits(34)]
-    pub upper: u64,
+    /// All from DualPPRLogEn (bit 30) to PPRAutoRspAon (bit 42): features that this driver does not use yet.
+    #[bits(13)]
+    pub middle: u16,
+    /// NumIntRemapMode: entries of an interrupt remapping table, 0 for up to 512, 1 for up to 2048.
+    #[bits(2)]
+    pub num_int_remap_mode: u8,
+    /// EPHEn to GDUpdateDis (bits 45 to 49).
+    #[bits(5)]
+    pub updates: u8,
+    /// XTEn: interrupt destinations of 32 bits, with GAEn.
+    pub xt_en: bool,
+    /// IntCapXTEn: the unit's own interrupts go where the XT interrupt control registers say, instead of its MSI.
+    pub int_cap_xt_en: bool,
+    /// All from VCmdEn (bit 52) to SNPAVICEn (bit 63).
+    #[bits(12)]
+    pub upper: u16,
 }
 
 impl Control {
@@ -119,7 +139,45 @@ impl Control {
         (17, "GAEn"),
         (28, "GALogEn"),
         (29, "GAIntEn"),
+        (50, "XTEn"),
+        (51, "IntCapXTEn"),
     ];
+}
+
+/// An XT IOMMU Interrupt Control Register (MMIO offsets 0170h, 0178h and 0180h; Linux: `union intcapxt`).
+#[bitfield(u64)]
+#[derive(PartialEq, Eq)]
+#[doc(alias = "intcapxt")]
+pub struct XtInterruptControl {
+    #[bits(2)]
+    __: u8,
+    /// Destination mode: logical.
+    pub destination_mode: bool,
+    #[bits(5)]
+    __: u8,
+    /// Destination, bits 23:0.
+    #[bits(24)]
+    pub destination_low: u32,
+    /// Vector.
+    pub vector: u8,
+    /// Delivery mode: arbitrated.
+    pub delivery_mode: bool,
+    #[bits(15)]
+    __: u16,
+    /// Destination, bits 31:24.
+    pub destination_high: u8,
+}
+
+impl XtInterruptControl {
+    /// An interrupt that goes to `target`.
+    pub const fn to(target: IrqTarget) -> Self {
+        Self::new()
+            .with_destination_mode(matches!(target.mode, DestinationMode::Logical))
+            .with_destination_low(target.destination & 0x00ff_ffff)
+            .with_destination_high((target.destination >> 24) as u8)
+            .with_vector(target.vector)
+            .with_delivery_mode(matches!(target.delivery, IrqDelivery::LowestPriority))
+    }
 }
 
 /// Values of [`Control::inv_timeout`].
@@ -239,9 +297,13 @@ pub struct ExtendedFeatures {
     /// DevTblSegSup: 0/1/2/3 for 1/2/4/8 segments of the device table.
     #[bits(2)]
     pub dev_tbl_seg_sup: u8,
-    /// PPROverflowEarlySup to SnoopAttrSup: bits 40 to 47.
-    #[bits(8)]
+    /// PPROverflowEarlySup to PerfOptSup: bits 40 to 45.
+    #[bits(6)]
     pub misc: u8,
+    /// MsiCapMmioSup: the MSI capability is also among the registers.
+    pub msi_cap_mmio_sup: bool,
+    /// SnoopAttrSup.
+    pub snoop_attr_sup: bool,
     /// GIoSup: guest I/O protection.
     pub gio_sup: bool,
     /// HASup: host access flag.

@@ -4,6 +4,7 @@ use alloc::sync::Arc;
 use alloc::vec::Vec;
 use core::fmt;
 
+use iommu_core::IrqTarget;
 use platform::pci::PciAddress;
 use platform::{Platform, TimedOut};
 
@@ -13,10 +14,13 @@ use crate::completion::Ticket;
 use crate::config::Config;
 use crate::control::ControlRegister;
 use crate::invalidate::{Cover, MOST_BLOCKS, split};
+use crate::irq_remap::IrqMode;
 use crate::ivrs::{Ivhd, IvhdFlags};
 use crate::log::EventLog;
 use crate::pci_capability::IommuCapability;
-use crate::registers::{Control, ExtendedFeatures, ExtendedFeatures2, InvTimeout, Registers, Status, offset};
+use crate::registers::{
+    Control, ExtendedFeatures, ExtendedFeatures2, InvTimeout, Registers, Status, XtInterruptControl, offset,
+};
 
 /// One IOMMU: its registers, its command buffer and its event log.
 #[doc(alias = "amd_iommu")]
@@ -159,8 +163,9 @@ impl Unit {
     /// Brings the unit from stopped to translating (Linux: `early_enable_iommu`). `device_table` is the value of the base
     /// register. Interrupts stay off.
     #[doc(alias = "early_enable_iommu")]
-    pub(crate) fn enable(&self, device_table: u64) -> Result<(), TimedOut> {
+    pub(crate) fn enable(&self, device_table: u64, interrupts: Option<IrqMode>) -> Result<(), TimedOut> {
         self.init_flags();
+        self.init_irq_mode(interrupts);
         self.registers.write(offset::DEVICE_TABLE_BASE, device_table);
         self.commands.program();
         self.events.program();
@@ -196,6 +201,36 @@ impl Unit {
                 .with_coherent(true)
                 .with_inv_timeout(InvTimeout::S1 as u8)
         });
+    }
+
+    /// How interrupts are remapped (Linux: `iommu_enable_ga`, `iommu_enable_xt`, `iommu_enable_2k_int`). The width of entries must
+    /// not change while the unit runs.
+    #[doc(alias = "iommu_enable_ga")]
+    #[doc(alias = "iommu_enable_xt")]
+    #[doc(alias = "iommu_enable_2k_int")]
+    fn init_irq_mode(&self, mode: Option<IrqMode>) {
+        let Some(mode) = mode else { return };
+        let mut control = self.control.lock();
+        control.update(|control| {
+            control.with_ga_en(mode.is_x2apic()).with_num_int_remap_mode(u8::from(mode.is_2k()))
+        });
+        // XTEn needs GAEn.
+        control.update(|control| control.with_xt_en(mode.is_x2apic()));
+    }
+
+    /// Whether the unit can send its own interrupts to 32-bit destinations. Linux asks for both bits, too.
+    pub(crate) fn has_xt_interrupts(&self) -> bool {
+        self.features.xt_sup() && self.features.msi_cap_mmio_sup()
+    }
+
+    /// Has all interrupts of the unit go to `target`: the handler looks at every log (Linux: `iommu_setup_intcapxt`).
+    #[doc(alias = "iommu_setup_intcapxt")]
+    pub(crate) fn set_xt_interrupts(&self, target: IrqTarget) {
+        let value = XtInterruptControl::to(target).into_bits();
+        for register in [offset::XT_GENERAL_INTERRUPT, offset::XT_PPR_INTERRUPT, offset::XT_GA_INTERRUPT] {
+            self.registers.write(register, value);
+        }
+        self.control.lock().update(|control| control.with_int_cap_xt_en(true));
     }
 
     /// Lets events raise the unit's interrupt.
