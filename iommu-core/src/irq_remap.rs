@@ -159,8 +159,7 @@ pub unsafe trait IrqRemap: Send + Sync + fmt::Debug {
 /// See [`IrqRemap`].
 pub unsafe trait RemappedIrqs: Send + Sync + fmt::Debug {
     /// How many there are, at least one.
-    #[expect(clippy::len_without_is_empty, reason = "there is one at least")]
-    fn len(&self) -> u16;
+    fn count(&self) -> u16;
 
     /// What the source writes to raise interrupt `index` (Linux: `irq_compose_msi_msg`). It stays as it is, whatever the
     /// target. Of several messages in a row the data differ in the lowest bits, as multiple MSI has it.

@@ -181,7 +181,7 @@ impl Irqs {
 
 // SAFETY: as for `Remapper`.
 unsafe impl RemappedIrqs for Irqs {
-    fn len(&self) -> u16 {
+    fn count(&self) -> u16 {
         self.count
     }
 

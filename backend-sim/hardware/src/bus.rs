@@ -111,16 +111,25 @@ pub trait Remapper: Send + Sync {
         access: &mut dyn FnMut(Translated) -> Result<(), BusError>,
     ) -> Result<(), BusError>;
 
-    /// Passes, changes or refuses a message interrupt: the address and data that go on to the interrupt controller.
+    /// Passes, changes or refuses a message interrupt: calls `deliver` with the address and data that go on to the interrupt
+    /// controller. As with memory, a completion wait of the IOMMU does not finish while a message is under way that came about
+    /// by what has been invalidated since.
     ///
     /// # Errors
     /// [`BusError::TargetAbort`] when it is refused.
-    fn interrupt(&self, requester: RequesterId, address: u64, data: u32) -> Result<(u64, u32), BusError>;
+    fn interrupt(
+        &self,
+        requester: RequesterId,
+        address: u64,
+        data: u32,
+        deliver: &mut dyn FnMut(u64, u32),
+    ) -> Result<(), BusError>;
 }
 
 /// Takes message interrupts that have passed the IOMMU, or are its own: the interrupt controller.
 pub trait MessageSink: Send + Sync {
-    /// A message arrived: 4 bytes written to FEEx_xxxxh.
+    /// A message arrived: 4 bytes written to FEEx_xxxxh. Bits 31:8 of the destination, if it has such, are in bits 63:40 of the
+    /// address.
     fn message(&self, address: u64, data: u32);
 }
 

@@ -9,12 +9,16 @@ pub struct IvrsConfig {
     pub base: u64,
     /// Its Extended Feature Register.
     pub efr: u64,
+    /// Its second Extended Feature Register.
+    pub efr2: u64,
     /// Where its capability block is in its configuration space.
     pub capability: u16,
     /// The first and last function that it translates.
     pub devices: (RequesterId, RequesterId),
     /// The IO-APIC: its number, and the name that its interrupts carry.
     pub io_apic: (u8, RequesterId),
+    /// The HPET: its number, and the name that its interrupts carry.
+    pub hpet: (u8, RequesterId),
 }
 
 /// Writes an IVRS with the unit at 00:00.2 described twice, as types 10h and 11h, with the same devices.
@@ -54,7 +58,7 @@ fn ivhd(kind: u8, config: &IvrsConfig) -> Vec<u8> {
     block.extend_from_slice(&[0; 8]);
     if kind != 0x10 {
         block.extend_from_slice(&config.efr.to_le_bytes());
-        block.extend_from_slice(&[0; 8]);
+        block.extend_from_slice(&config.efr2.to_le_bytes());
     }
     let four = |kind: u8, id: RequesterId, flags: u8| {
         let [low, high] = id.get().to_le_bytes();
@@ -66,6 +70,9 @@ fn ivhd(kind: u8, config: &IvrsConfig) -> Vec<u8> {
     let (handle, id) = config.io_apic;
     let [low, high] = id.get().to_le_bytes();
     block.extend_from_slice(&[0x48, 0, 0, 0xc7, handle, low, high, 1]);
+    let (handle, id) = config.hpet;
+    let [low, high] = id.get().to_le_bytes();
+    block.extend_from_slice(&[0x48, 0, 0, 0, handle, low, high, 2]);
     // Padding, as firmware likes it.
     block.extend_from_slice(&[0; 4]);
     let len = (block.len() as u16).to_le_bytes();

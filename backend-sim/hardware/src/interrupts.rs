@@ -23,8 +23,15 @@ pub struct InterruptController {
 struct Line {
     allocated: AtomicBool,
     pending: AtomicBool,
-    waiting: Mutex<usize>,
+    waiting: Mutex<Waiting>,
     wake: Condvar,
+}
+
+#[derive(Default)]
+struct Waiting {
+    count: usize,
+    /// The last message that came.
+    last: Option<(u64, u32)>,
 }
 
 /// A vector of one's own. It goes back when dropped.
@@ -45,6 +52,7 @@ impl InterruptController {
         let number = (FIRST..VECTORS).find(|&number| free(&self.lines[number]))?;
         let line = Arc::clone(&self.lines[number]);
         line.pending.store(false, Ordering::Release);
+        line.waiting.lock().last = None;
         Some(Vector { number: number as u8, line })
     }
 
@@ -55,17 +63,17 @@ impl InterruptController {
 }
 
 impl MessageSink for InterruptController {
-    fn message(&self, _address: u64, data: u32) {
+    fn message(&self, address: u64, data: u32) {
         let line = &self.lines[data as usize & (VECTORS - 1)];
         if !line.allocated.load(Ordering::Acquire) {
             self.spurious.fetch_add(1, Ordering::Relaxed);
             return;
         }
-        // Release: what the device wrote before is seen by who takes the interrupt. The fence orders it before the look at
-        // who waits, as the waiter's orders its count before its look at what is pending.
-        line.pending.store(true, Ordering::SeqCst);
-        let waiting = line.waiting.lock();
-        if *waiting > 0 {
+        let mut waiting = line.waiting.lock();
+        waiting.last = Some((address, data));
+        // Release: what the device wrote before is seen by who takes the interrupt.
+        line.pending.store(true, Ordering::Release);
+        if waiting.count > 0 {
             line.wake.notify_all();
         }
     }
@@ -80,6 +88,12 @@ impl Vector {
     /// The address and data of the message that raises it.
     pub fn message(&self) -> (u64, u32) {
         (0xfee0_0000, u32::from(self.number))
+    }
+
+    /// The address and data of the last message that raised it, which say for which processor it was: by bits 19:12 of the
+    /// address, and 63:40 for the higher bits of its identifier.
+    pub fn last_message(&self) -> Option<(u64, u32)> {
+        self.line.waiting.lock().last
     }
 
     /// Waits until it was raised since the last wait that returned true, for `timeout` at most.
@@ -98,7 +112,7 @@ impl Vector {
         }
         let deadline = start.checked_add(timeout);
         let mut waiting = self.line.waiting.lock();
-        *waiting += 1;
+        waiting.count += 1;
         let arrived = loop {
             if self.take() {
                 break true;
@@ -112,13 +126,13 @@ impl Vector {
                 None => self.line.wake.wait(&mut waiting),
             }
         };
-        *waiting -= 1;
+        waiting.count -= 1;
         arrived
     }
 
     fn take(&self) -> bool {
         // A look first: the exchange would take the line away from who raises it.
-        self.line.pending.load(Ordering::Acquire) && self.line.pending.swap(false, Ordering::SeqCst)
+        self.line.pending.load(Ordering::Acquire) && self.line.pending.swap(false, Ordering::AcqRel)
     }
 }
 

@@ -4,7 +4,9 @@ pub mod bus;
 mod disk;
 pub mod dma_engine;
 pub mod firmware;
+mod hpet;
 pub mod interrupts;
+mod io_apic;
 pub mod iommu;
 mod machine;
 pub mod nvme;
@@ -13,4 +15,6 @@ pub mod ram;
 pub mod virtio;
 
 pub use disk::DiskError;
+pub use hpet::Hpet;
+pub use io_apic::IoApic;
 pub use machine::{Machine, MachineConfig, MachineError};

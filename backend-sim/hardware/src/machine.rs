@@ -10,7 +10,9 @@ use platform::pci::RequesterId;
 use crate::disk::DiskError;
 use crate::dma_engine::DmaEngine;
 use crate::firmware::{IvrsConfig, ivrs};
+use crate::hpet::Hpet;
 use crate::interrupts::InterruptController;
+use crate::io_apic::IoApic;
 use crate::iommu::{self, AmdIommu};
 use crate::nvme::{self, NvmeController};
 use crate::pci::{Acs, Builder, IommuFunction, PciTree};
@@ -81,6 +83,8 @@ pub enum MachineError {
 /// | 00:03.0, 00:03.1 | DMA engines, functions of one slot without ACS |
 /// | 00:04.0 | root port, isolating; only with a virtio block device |
 /// | 06:00.0 | that device |
+///
+/// and an IO-APIC and an HPET, whose messages carry the name 00:14.0.
 pub struct Machine {
     /// Memory.
     pub ram: Arc<Ram>,
@@ -88,6 +92,10 @@ pub struct Machine {
     pub pci: Arc<PciTree>,
     /// The interrupt controller.
     pub interrupts: Arc<InterruptController>,
+    /// The IO-APIC.
+    pub io_apic: Arc<IoApic>,
+    /// The HPET.
+    pub hpet: Arc<Hpet>,
     /// The IOMMU, if there is one.
     pub iommu: Option<Arc<AmdIommu>>,
     /// The NVMe controller.
@@ -106,6 +114,15 @@ impl Machine {
     pub const SHARING_ENGINE: RequesterId = RequesterId::from_parts(5, 0, 0);
     /// The virtio block device, where there is one.
     pub const VIRTIO_BLK: RequesterId = RequesterId::from_parts(6, 0, 0);
+
+    /// The IO-APIC's identifier.
+    pub const IO_APIC_ID: u8 = 0;
+    /// The name that its messages carry: the southbridge's.
+    pub const IO_APIC: RequesterId = RequesterId::from_parts(0, 20, 0);
+    /// The HPET's number.
+    pub const HPET_NUMBER: u8 = 0;
+    /// The name that its messages carry.
+    pub const HPET: RequesterId = RequesterId::from_parts(0, 20, 0);
 
     /// Puts a machine together and switches it on.
     ///
@@ -141,9 +158,11 @@ impl Machine {
             table = ivrs(&IvrsConfig {
                 base: IOMMU_BASE,
                 efr: config.efr,
+                efr2: config.efr2,
                 capability: IOMMU_CAPABILITY,
                 devices: (id(0, 1, 0), id(255, 31, 7)),
-                io_apic: (0, id(0, 20, 0)),
+                io_apic: (Self::IO_APIC_ID, Self::IO_APIC),
+                hpet: (Self::HPET_NUMBER, Self::HPET),
             });
             (config.np_cache, AmdIommu::new(config, Arc::clone(&ram), Arc::clone(&interrupts) as _))
         });
@@ -161,7 +180,9 @@ impl Machine {
         let iommu = iommu.map(|(_, unit)| unit);
         let remapper = iommu.as_ref().map(|unit| Arc::clone(unit) as _);
         let pci = builder.build(Arc::clone(&ram), remapper, Arc::clone(&interrupts) as _);
-        Ok(Self { ram, pci, interrupts, iommu, nvme, virtio_blk, ivrs: table })
+        let io_apic = IoApic::new(Self::IO_APIC_ID, Self::IO_APIC, Arc::clone(&pci));
+        let hpet = Hpet::new(Self::HPET, Arc::clone(&pci));
+        Ok(Self { ram, pci, interrupts, io_apic, hpet, iommu, nvme, virtio_blk, ivrs: table })
     }
 
     /// The IVRS that firmware wrote; empty without an IOMMU.

@@ -13,13 +13,15 @@ fn the_table_byte_by_byte() {
     let table = ivrs(&IvrsConfig {
         base: 0x1_2345_4000,
         efr: 0x8877_6655_4433_2211,
+        efr2: 0xff00_ee00_dd00_cc00,
         capability: 0x40,
         devices: (RequesterId::from_parts(0, 1, 0), RequesterId::from_parts(255, 31, 7)),
         io_apic: (9, RequesterId::from_parts(0, 20, 0)),
+        hpet: (3, RequesterId::from_parts(0, 20, 0)),
     });
     let mut expected = Vec::new();
     expected.extend(b"IVRS");
-    expected.extend([0x84, 0, 0, 0, 2]);
+    expected.extend([0x94, 0, 0, 0, 2]);
     expected.push(table[9]);
     expected.extend(b"SIMHW MACHINE1\x01\0\0\0SIM \x01\0\0\0");
     // IVinfo of most real machines, and eight reserved bytes.
@@ -30,16 +32,20 @@ fn the_table_byte_by_byte() {
         // IO-APIC 9 as 00:14.0, flags LINT1, LINT0, NMI, ExtInt, INIT.
         [0x48, 0x00, 0x00, 0xc7],
         [0x09, 0xa0, 0x00, 0x01],
+        // HPET 3 under the same name.
+        [0x48, 0x00, 0x00, 0x00],
+        [0x03, 0xa0, 0x00, 0x02],
         [0x00, 0x00, 0x00, 0x00],
     ];
     // Type, flags, length, 00:00.2, capability, base, segment, info, features.
-    expected.extend([0x10, 0x20, 0x2c, 0, 2, 0, 0x40, 0, 0, 0x40, 0x45, 0x23, 1, 0, 0, 0]);
+    expected.extend([0x10, 0x20, 0x34, 0, 2, 0, 0x40, 0, 0, 0x40, 0x45, 0x23, 1, 0, 0, 0]);
     expected.extend([0; 8]);
     expected.extend(devices.concat());
     // And with the images of both feature registers.
-    expected.extend([0x11, 0x20, 0x3c, 0, 2, 0, 0x40, 0, 0, 0x40, 0x45, 0x23, 1, 0, 0, 0]);
+    expected.extend([0x11, 0x20, 0x44, 0, 2, 0, 0x40, 0, 0, 0x40, 0x45, 0x23, 1, 0, 0, 0]);
     expected.extend([0; 8]);
-    expected.extend([0x11, 0x22, 0x33, 0x44, 0x55, 0x66, 0x77, 0x88, 0, 0, 0, 0, 0, 0, 0, 0]);
+    expected.extend([0x11, 0x22, 0x33, 0x44, 0x55, 0x66, 0x77, 0x88]);
+    expected.extend([0x00, 0xcc, 0x00, 0xdd, 0x00, 0xee, 0x00, 0xff]);
     expected.extend(devices.concat());
     expected[4] = expected.len() as u8;
     assert_eq!(table, expected);
@@ -62,9 +68,12 @@ fn the_capability_block_agrees() {
     assert_eq!(dword(4) & 1, 1, "enabled, and so locked");
     let registers = machine.registers_at(base).expect("registers there");
     assert!(machine.registers_at(base + 0x4000).is_none());
-    // The EFR of the second IVHD is the register's: IASup, and HATS for six levels.
-    let efr = u64::from_le_bytes(table[92 + 24..92 + 32].try_into().unwrap());
-    assert_eq!((table[92], efr, registers.read64(0x30)), (0x11, 1 << 6 | 2 << 10, efr));
+    // The features of the second IVHD are the registers': XTSup, IASup, GASup, HATS for six levels, MsiCapMmioSup; and 2048
+    // entries in an interrupt table.
+    let second = &table[100..];
+    let image = |at: usize| u64::from_le_bytes(second[at..at + 8].try_into().unwrap());
+    assert_eq!((second[0], image(24), image(32)), (0x11, 1 << 2 | 3 << 6 | 2 << 10 | 1 << 46, 1 << 8));
+    assert_eq!((registers.read64(0x30), registers.read64(0x1a0)), (image(24), image(32)));
     // A function of the class IOMMU, on bus 0.
     assert_eq!(config_read(&machine.pci, IOMMU, 0x08) >> 8, 0x08_0600);
 }

@@ -39,9 +39,16 @@ impl Remapper for Recorder {
         access(Translated { phys: address, len })
     }
 
-    fn interrupt(&self, requester: RequesterId, address: u64, data: u32) -> Result<(u64, u32), BusError> {
+    fn interrupt(
+        &self,
+        requester: RequesterId,
+        address: u64,
+        data: u32,
+        deliver: &mut dyn FnMut(u64, u32),
+    ) -> Result<(), BusError> {
         self.0.lock().push((requester, address, true));
-        Ok((address, data))
+        deliver(address, data);
+        Ok(())
     }
 }
 

@@ -7,6 +7,7 @@ use std::hash::{BuildHasherDefault, Hasher};
 use parking_lot::Mutex;
 
 use super::device_table::Dte;
+use super::interrupts::Irte;
 
 /// A page translation, with the permissions of all table levels.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -59,6 +60,8 @@ type Map<K, V> = HashMap<K, V, BuildHasherDefault<WordHasher>>;
 #[derive(Default)]
 pub(super) struct Caches {
     dtes: Map<u16, Dte>,
+    /// By device and index: valid entries only.
+    irtes: Map<(u16, u32), Irte>,
     /// By domain, log2 of the page size, and page number.
     leaves: Map<(u16, u32, u64), Leaf>,
     /// Which page sizes there are among the leaves.
@@ -79,6 +82,19 @@ impl Caches {
 
     pub(super) fn insert_dte(&mut self, device: u16, dte: Dte) {
         self.dtes.insert(device, dte);
+    }
+
+    pub(super) fn irte(&self, device: u16, index: u32) -> Option<Irte> {
+        self.irtes.get(&(device, index)).copied()
+    }
+
+    pub(super) fn insert_irte(&mut self, device: u16, index: u32, irte: Irte) {
+        self.irtes.insert((device, index), irte);
+    }
+
+    /// INVALIDATE_INTERRUPT_TABLE.
+    pub(super) fn drop_irtes(&mut self, device: u16) {
+        self.irtes.retain(|&(of, _), _| of != device);
     }
 
     pub(super) fn leaf(&self, domain: u16, address: u64) -> Option<Leaf> {

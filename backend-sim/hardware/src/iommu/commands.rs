@@ -100,8 +100,7 @@ impl Shared {
                 let lenient = self.config.lenient_invalidation;
                 self.caches.write().drop_pages((first >> 32) as u16, start, last, pointers, lenient);
             }
-            // There are no interrupt tables to remember.
-            5 => {}
+            5 => self.caches.write().drop_irtes(first as u16),
             _ => self.caches.write().drop_all(),
         }
         Executed::Done
@@ -125,7 +124,7 @@ impl Shared {
             let enabled = registers.completion_interrupt_enabled();
             drop(registers);
             if enabled {
-                self.raise_msi();
+                self.raise_interrupt();
             }
         }
         Executed::Done

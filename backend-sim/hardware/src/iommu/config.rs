@@ -2,6 +2,14 @@
 
 /// EFR bits that the model can have (MMIO 0030h).
 const IA_SUP: u64 = 1 << 6;
+/// 128-bit entries of interrupt tables; destinations of 32 bits in them, and for the unit's own interrupts.
+const GA_SUP: u64 = 1 << 7;
+const XT_SUP: u64 = 1 << 2;
+/// The MSI capability among the registers. The model has it in configuration space alone; drivers take the bit as leave to use
+/// the XT interrupt registers.
+const MSI_CAP_MMIO_SUP: u64 = 1 << 46;
+/// NumIntRemap = 1: 2048 entries in an interrupt table.
+const NUM_INT_REMAP_2K: u64 = 1 << 8;
 /// HATS = 2: host tables of up to 6 levels.
 const HATS_6_LEVELS: u64 = 2 << 10;
 
@@ -10,6 +18,8 @@ const HATS_6_LEVELS: u64 = 2 << 10;
 pub struct Config {
     /// The Extended Feature Register.
     pub efr: u64,
+    /// The second one (EFR2).
+    pub efr2: u64,
     /// Capability bit NpCache: results "not present" are remembered too.
     pub np_cache: bool,
     /// How many page translations are kept, at least one; the oldest go first. `None` keeps all until a command names
@@ -23,7 +33,8 @@ pub struct Config {
 impl Default for Config {
     fn default() -> Self {
         Self {
-            efr: IA_SUP | HATS_6_LEVELS,
+            efr: IA_SUP | HATS_6_LEVELS | XT_SUP | GA_SUP | MSI_CAP_MMIO_SUP,
+            efr2: NUM_INT_REMAP_2K,
             np_cache: false,
             iotlb_capacity: None,
             lenient_invalidation: false,

@@ -76,6 +76,31 @@ impl Dte {
         (self.0[2] >> 1 & 0xf) as u32
     }
 
+    /// IG: unmapped interrupts are not logged.
+    pub(super) fn ignores_unmapped_interrupts(self) -> bool {
+        self.0[2] >> 5 & 1 != 0
+    }
+
+    /// The interrupt table's root.
+    pub(super) fn interrupt_table(self) -> u64 {
+        self.0[2] & 0x000f_ffff_ffff_ffc0
+    }
+
+    /// INITPass.
+    pub(super) fn init_passes(self) -> bool {
+        self.0[2] >> 56 & 1 != 0
+    }
+
+    /// EIntPass.
+    pub(super) fn ext_int_passes(self) -> bool {
+        self.0[2] >> 57 & 1 != 0
+    }
+
+    /// NMIPass.
+    pub(super) fn nmi_passes(self) -> bool {
+        self.0[2] >> 58 & 1 != 0
+    }
+
     /// IntCtl.
     pub(super) fn interrupt_control(self) -> u32 {
         (self.0[2] >> 60 & 3) as u32

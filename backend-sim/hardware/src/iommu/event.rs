@@ -77,9 +77,10 @@ impl Event {
         Self { first: 3 << 60 | MASTER_ABORT | kind | u64::from(device), second: at & !15 }
     }
 
-    /// IO_PAGE_FAULT of an interrupt for which there is no device table entry.
-    pub(super) fn interrupt_fault(device: u16, address: u64) -> Self {
-        Self { first: 2 << 60 | I | u64::from(device), second: address }
+    /// IO_PAGE_FAULT of an interrupt, or PAGE_TAB_HARDWARE_ERROR when its table could not be read.
+    pub(super) fn interrupt_fault(device: u16, domain: u16, address: u64, refusal: Refusal) -> Self {
+        let of_memory = Self::page_fault(device, domain, address, false, refusal);
+        Self { first: of_memory.first | I, ..of_memory }
     }
 
     /// ILLEGAL_COMMAND_ERROR.

@@ -10,6 +10,7 @@ mod commands;
 mod config;
 mod device_table;
 mod event;
+mod interrupts;
 mod registers;
 mod several;
 mod walker;
@@ -32,9 +33,8 @@ pub use self::several::Units;
 use crate::bus::{BusError, INTERRUPTS, MessageSink, Remapper, Translated};
 use crate::ram::Ram;
 
-/// Types of INVALID_DEVICE_REQUEST: what is no message in the interrupt range; a message with IntCtl = 0.
+/// The type of INVALID_DEVICE_REQUEST for what is no message in the interrupt range.
 const NO_INTERRUPT: u64 = 0;
-const INTERRUPTS_OFF: u64 = 5;
 
 /// What the unit has done since the start.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
@@ -101,7 +101,7 @@ impl AmdIommu {
     /// A unit after reset. Its interrupt goes to `sink`.
     pub fn new(config: Config, ram: Arc<Ram>, sink: Arc<dyn MessageSink>) -> Arc<Self> {
         let shared = Arc::new(Shared {
-            registers: Mutex::new(Registers::new(config.efr)),
+            registers: Mutex::new(Registers::new(config.efr, config.efr2)),
             config,
             ram,
             sink,
@@ -297,21 +297,6 @@ impl Shared {
         }
     }
 
-    /// The device table entry for an interrupt.
-    fn dte_for_interrupt(&self, device: u16, address: u64) -> Result<Dte, Event> {
-        if let Some(dte) = self.caches.read().dte(device) {
-            return Ok(dte);
-        }
-        let mut caches = self.caches.write();
-        let Some(at) = self.registers.lock().dte_address(device) else {
-            return Err(Event::interrupt_fault(device, address));
-        };
-        let dte =
-            Dte::read(&self.ram, at).ok_or_else(|| Event::device_table_error(device, at, true, true))?;
-        caches.insert_dte(device, dte);
-        Ok(dte)
-    }
-
     /// Writes an event to the log, and raises the unit's interrupt.
     fn log(&self, event: Event) {
         let mut registers = self.registers.lock();
@@ -332,11 +317,18 @@ impl Shared {
         let interrupt = registers.event_interrupt_enabled() && (logged || matches!(place, LogPlace::Full));
         drop(registers);
         if interrupt {
-            self.raise_msi();
+            self.raise_interrupt();
         }
     }
 
-    fn raise_msi(&self) {
+    /// Raises the unit's interrupt, which is never remapped: where its XT register says, or by its MSI.
+    fn raise_interrupt(&self) {
+        let xt_interrupt = self.registers.lock().xt_interrupt();
+        if let Some(register) = xt_interrupt {
+            let (address, data) = interrupts::xt_message(register);
+            self.sink.message(address, data);
+            return;
+        }
         let msi = *self.msi.lock();
         if msi.enabled {
             self.sink.message(msi.address, msi.data);
@@ -419,36 +411,22 @@ impl Remapper for AmdIommu {
         }
     }
 
-    fn interrupt(&self, requester: RequesterId, address: u64, data: u32) -> Result<(u64, u32), BusError> {
+    fn interrupt(
+        &self,
+        requester: RequesterId,
+        address: u64,
+        data: u32,
+        deliver: &mut dyn FnMut(u64, u32),
+    ) -> Result<(), BusError> {
         let shared = &*self.shared;
         if !shared.enabled.load(Ordering::Acquire) {
-            return Ok((address, data));
+            deliver(address, data);
+            return Ok(());
         }
-        let device = requester.get();
-        let refused = |event: Event| {
-            shared.log(event);
-            Err(BusError::TargetAbort)
-        };
-        let dte = match shared.dte_for_interrupt(device, address) {
-            Ok(dte) => dte,
-            Err(event) => return refused(event),
-        };
-        if !dte.interrupts_valid() {
-            return Ok((address, data));
-        }
-        if dte.interrupt_half_reserved() {
-            return refused(Event::illegal_dte(device, address, true, true, true));
-        }
-        if dte.interrupt_table_len() >= 12 {
-            return refused(Event::illegal_dte(device, address, true, true, false));
-        }
-        match dte.interrupt_control() {
-            0 => refused(Event::invalid_request(device, address, INTERRUPTS_OFF)),
-            1 => Ok((address, data)),
-            // This unit has no interrupt remapping: it refuses, as it would with an empty table.
-            2 => refused(Event::invalid_request(device, address, INTERRUPTS_OFF)),
-            _ => refused(Event::illegal_dte(device, address, true, true, true)),
-        }
+        shared.interrupt(requester.get(), address, data, deliver).map_err(|event| {
+            event.into_iter().for_each(|event| shared.log(event));
+            BusError::TargetAbort
+        })
     }
 }
 

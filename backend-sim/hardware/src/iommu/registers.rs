@@ -9,6 +9,10 @@ pub(super) mod offset {
     pub(crate) const EXCLUSION_BASE: usize = 0x0020;
     pub(crate) const EXCLUSION_LIMIT: usize = 0x0028;
     pub(crate) const EFR: usize = 0x0030;
+    pub(crate) const XT_GENERAL_INTERRUPT: usize = 0x0170;
+    pub(crate) const XT_PPR_INTERRUPT: usize = 0x0178;
+    pub(crate) const XT_GA_INTERRUPT: usize = 0x0180;
+    pub(crate) const EFR2: usize = 0x01a0;
     pub(crate) const COMMAND_HEAD: usize = 0x2000;
     pub(crate) const COMMAND_TAIL: usize = 0x2008;
     pub(crate) const EVENT_HEAD: usize = 0x2010;
@@ -24,6 +28,18 @@ const EVENT_LOG_EN: u64 = 1 << 2;
 const EVENT_INT_EN: u64 = 1 << 3;
 const COM_WAIT_INT_EN: u64 = 1 << 4;
 const CMD_BUF_EN: u64 = 1 << 12;
+const GA_EN: u64 = 1 << 17;
+const NUM_INT_REMAP_MODE: u64 = 3 << 43;
+const NUM_INT_REMAP_2K: u64 = 1 << 43;
+const XT_EN: u64 = 1 << 50;
+const INT_CAP_XT_EN: u64 = 1 << 51;
+
+const EFR_XT_SUP: u64 = 1 << 2;
+const EFR_GA_SUP: u64 = 1 << 7;
+const EFR2_NUM_INT_REMAP: u64 = 3 << 8;
+const EFR2_NUM_INT_REMAP_2K: u64 = 1 << 8;
+/// Destination mode, destination, vector, delivery mode, destination.
+const XT_INTERRUPT: u64 = 0xff00_01ff_ffff_ff04;
 
 pub(super) const STATUS_EVENT_OVERFLOW: u64 = 1 << 0;
 pub(super) const STATUS_EVENT_INT: u64 = 1 << 1;
@@ -40,11 +56,14 @@ const POINTER: u64 = 0x7_fff0;
 #[derive(Debug, Default)]
 pub(super) struct Registers {
     efr: u64,
+    efr2: u64,
     device_table: u64,
     command_base: u64,
     event_base: u64,
     control: u64,
     exclusion: [u64; 2],
+    /// The XT interrupt control registers: events and completion waits, PPR, GA.
+    xt_interrupts: [u64; 3],
     command_head: u64,
     command_tail: u64,
     event_head: u64,
@@ -55,6 +74,17 @@ pub(super) struct Registers {
     halted: bool,
     /// A command is being executed: the command buffer runs until it has ended, whatever is switched off meanwhile.
     busy: bool,
+}
+
+/// How interrupts are remapped.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(super) struct InterruptMode {
+    /// Entries have 128 bits.
+    pub(super) wide: bool,
+    /// Destinations have 32 bits.
+    pub(super) x2apic: bool,
+    /// An index has 11 bits whatever delivery mode they look like.
+    pub(super) many: bool,
 }
 
 /// Where an event goes.
@@ -75,8 +105,8 @@ fn ring(register: u64) -> Option<(u64, u64)> {
 
 impl Registers {
     /// Registers after reset.
-    pub(super) fn new(efr: u64) -> Self {
-        Self { efr, ..Self::default() }
+    pub(super) fn new(efr: u64, efr2: u64) -> Self {
+        Self { efr, efr2, ..Self::default() }
     }
 
     pub(super) fn read(&self, at: usize) -> u64 {
@@ -88,6 +118,10 @@ impl Registers {
             offset::EXCLUSION_BASE => self.exclusion[0],
             offset::EXCLUSION_LIMIT => self.exclusion[1] | 0xfff,
             offset::EFR => self.efr,
+            offset::XT_GENERAL_INTERRUPT | offset::XT_PPR_INTERRUPT | offset::XT_GA_INTERRUPT => {
+                self.xt_interrupts[(at - offset::XT_GENERAL_INTERRUPT) / 8]
+            }
+            offset::EFR2 => self.efr2,
             offset::COMMAND_HEAD => self.command_head,
             offset::COMMAND_TAIL => self.command_tail,
             offset::EVENT_HEAD => self.event_head,
@@ -115,10 +149,17 @@ impl Registers {
                 if merged & CMD_BUF_EN == 0 {
                     self.halted = false;
                 }
-                self.control = merged;
+                // Entries of interrupt tables do not change their width under a unit that runs.
+                let fixed = if self.control & merged & IOMMU_EN != 0 { GA_EN } else { 0 };
+                self.control = merged & !fixed | self.control & fixed;
             }
             offset::EXCLUSION_BASE => self.exclusion[0] = merged & (BASE | 3),
             offset::EXCLUSION_LIMIT => self.exclusion[1] = merged & BASE,
+            offset::XT_GENERAL_INTERRUPT | offset::XT_PPR_INTERRUPT | offset::XT_GA_INTERRUPT
+                if self.efr & EFR_XT_SUP != 0 =>
+            {
+                self.xt_interrupts[(at - offset::XT_GENERAL_INTERRUPT) / 8] = merged & XT_INTERRUPT;
+            }
             offset::COMMAND_HEAD if !self.commands_run() => {
                 self.command_head = self.in_ring(self.command_base, merged)
             }
@@ -172,6 +213,23 @@ impl Registers {
 
     pub(super) fn completion_interrupt_enabled(&self) -> bool {
         self.control & COM_WAIT_INT_EN != 0
+    }
+
+    /// How interrupts are remapped.
+    pub(super) fn interrupt_mode(&self) -> InterruptMode {
+        let wide = self.control & GA_EN != 0 && self.efr & EFR_GA_SUP != 0;
+        InterruptMode {
+            wide,
+            x2apic: wide && self.control & XT_EN != 0 && self.efr & EFR_XT_SUP != 0,
+            many: self.control & NUM_INT_REMAP_MODE == NUM_INT_REMAP_2K
+                && self.efr2 & EFR2_NUM_INT_REMAP == EFR2_NUM_INT_REMAP_2K,
+        }
+    }
+
+    /// Where the unit's interrupts go when they are no MSI: what its register says.
+    pub(super) fn xt_interrupt(&self) -> Option<u64> {
+        let on = self.efr & EFR_XT_SUP != 0 && self.control & INT_CAP_XT_EN != 0;
+        on.then_some(self.xt_interrupts[0])
     }
 
     /// Sets bits of the status register.

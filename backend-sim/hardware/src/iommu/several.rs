@@ -47,10 +47,19 @@ impl Remapper for Units {
         }
     }
 
-    fn interrupt(&self, requester: RequesterId, address: u64, data: u32) -> Result<(u64, u32), BusError> {
+    fn interrupt(
+        &self,
+        requester: RequesterId,
+        address: u64,
+        data: u32,
+        deliver: &mut dyn FnMut(u64, u32),
+    ) -> Result<(), BusError> {
         match self.of(requester) {
-            Some(unit) => unit.interrupt(requester, address, data),
-            None => Ok((address, data)),
+            Some(unit) => unit.interrupt(requester, address, data, deliver),
+            None => {
+                deliver(address, data);
+                Ok(())
+            }
         }
     }
 }

@@ -346,12 +346,23 @@ impl PciTree {
 
     fn message(&self, requester: RequesterId, address: u64, from: &[u8]) -> Result<(), BusError> {
         let data = from.try_into().map(u32::from_le_bytes).map_err(|_| BusError::TargetAbort)?;
-        let (address, data) = match &self.remapper {
-            Some(remapper) => remapper.interrupt(requester, address, data)?,
-            None => (address, data),
-        };
-        self.sink.message(address, data);
-        Ok(())
+        self.send(requester, address, data)
+    }
+
+    /// Sends a message interrupt from the root complex itself, such as of an IO-APIC, under the name `requester`.
+    ///
+    /// # Errors
+    /// [`BusError::TargetAbort`] when the IOMMU refuses it.
+    pub(crate) fn send(&self, requester: RequesterId, address: u64, data: u32) -> Result<(), BusError> {
+        match &self.remapper {
+            Some(remapper) => remapper.interrupt(requester, address, data, &mut |address, data| {
+                self.sink.message(address, data);
+            }),
+            None => {
+                self.sink.message(address, data);
+                Ok(())
+            }
+        }
     }
 
     /// All functions.
