@@ -11,12 +11,12 @@ use iommu_core::pci::{HostBridge, QUIRKS, Topology};
 use iommu_core::{Fault, Group, GroupError, Iommu, IommuOps};
 use platform::pci::{ConfigSpace, Function, PciAddress, PciError};
 use platform::{DmaAddr, FreeFrameChanged, Mmio, OutOfFrames, PhysAddr, Platform};
+use qemu_devices::{Edu, EduBench, EduError};
 use swiotlb::{PoolTooSmall, Swiotlb, SwiotlbDma};
 
 use crate::acpi::{AcpiError, AcpiTables};
 use crate::config::{Config, Unit};
 use crate::config_space::QemuConfigSpace;
-use crate::edu::{Edu, EduBench, EduError};
 use crate::enumerate::{Bars, enumerate};
 use crate::function::QemuFunction;
 use crate::fw_cfg::FwCfg;

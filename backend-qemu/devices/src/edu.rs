@@ -1,7 +1,8 @@
 //! `edu`, QEMU's teaching device, as a device that does as it is told: it copies between memory and a buffer of its own.
 
-use std::sync::Arc;
-use std::time::Duration;
+use alloc::sync::Arc;
+use alloc::vec::Vec;
+use core::time::Duration;
 
 use conformance::{Bench, Refused, Waiver};
 use dma_api::{CoherentSlice, Device, DmaError};
@@ -141,7 +142,11 @@ pub struct EduBench {
 }
 
 impl EduBench {
-    pub(crate) fn new(edu: Edu, device: Device) -> Result<Self, EduError> {
+    /// The device with what it is bound as.
+    ///
+    /// # Errors
+    /// [`EduError::Dma`] when there is no memory for the page that it copies through.
+    pub fn new(edu: Edu, device: Device) -> Result<Self, EduError> {
         let device = Arc::new(device);
         let staging = Mutex::new(CoherentSlice::zeroed(&device, EDU_BUFFER)?);
         Ok(Self { edu, device, staging, waivers: Vec::new() })
