@@ -20,6 +20,10 @@ pub struct Config {
     /// Interrupt remapping, if the kernel takes every message that a device is to send from [`AmdVi::irq_remap`](crate::AmdVi::irq_remap):
     /// other messages of devices, and of IO-APICs and timers, then raise nothing. Without it, devices can forge interrupts.
     pub irq_remap: Option<IrqRemapConfig>,
+    /// Leave the message interrupts of attached devices unchecked (IV clear), as Linux does without interrupt remapping, instead
+    /// of passing on those alone that go to a vector (IV set, IntCtl 01b). QEMU needs it: it delivers what is to be passed
+    /// on as vector 0. Without effect where interrupts are remapped.
+    pub unchecked_interrupts: bool,
     /// Corrections of the firmware's table, the user's own before those of
     /// [`overrides_for`](crate::ivrs::overrides_for) the machine: of several for one thing the first counts.
     pub overrides: Vec<Override>,
@@ -33,6 +37,7 @@ impl Default for Config {
             log2_events: 9,
             command_timeout: Duration::from_secs(5),
             irq_remap: None,
+            unchecked_interrupts: false,
             overrides: Vec::new(),
         }
     }

@@ -269,7 +269,10 @@ impl Shared {
         let (translation, interrupts) = self.translation(attachment);
         for &(id, unit) in ids {
             let Some(unit) = self.units.get(unit) else { continue };
-            let entry = segment.table.entry_for(id, translation, interrupts);
+            let mut entry = segment.table.entry_for(id, translation, interrupts);
+            if self.config.unchecked_interrupts && self.config.irq_remap.is_none() && interrupts == IntCtl::Forward {
+                entry.interrupt.set_iv(false);
+            }
             segment.table.update(id, entry, || unit.flush_dte(id))?;
         }
         Ok(())

@@ -5,12 +5,9 @@ use std::fs::File;
 use std::io::{Read, Seek, SeekFrom};
 use std::os::fd::OwnedFd;
 use std::os::unix::net::UnixStream;
-use std::os::unix::process::CommandExt;
 use std::process::{Child, Command, Stdio};
 use std::sync::mpsc::{self, Receiver, Sender};
 use std::thread::JoinHandle;
-
-use rustix::process::{Signal, getppid, set_parent_process_death_signal};
 
 use crate::program::Program;
 use crate::ram::unnamed;
@@ -32,20 +29,11 @@ impl Process {
         input: UnixStream,
     ) -> std::io::Result<Self> {
         let messages = unnamed("qemu-messages")?;
-        let mut command = Command::new(program.path());
+        let mut command = program.command();
         command.args(arguments);
         command.stdin(Stdio::from(OwnedFd::from(input)));
         command.stdout(Stdio::null());
         command.stderr(Stdio::from(messages.try_clone()?));
-        let parent = std::process::id();
-        let die_with_parent = move || {
-            set_parent_process_death_signal(Some(Signal::KILL))?;
-            // The parent may have gone before.
-            let alive = getppid().is_some_and(|pid| pid.as_raw_nonzero().get().unsigned_abs() == parent);
-            if alive { Ok(()) } else { Err(rustix::io::Errno::SRCH.into()) }
-        };
-        // SAFETY: between fork and exec only system calls are made, and nothing is allocated.
-        unsafe { command.pre_exec(die_with_parent) };
         let (stop, stopped) = mpsc::channel();
         let (started, outcome) = mpsc::channel();
         // A thread of its own: the signal comes when the thread that started the child ends, which a test's may do early.

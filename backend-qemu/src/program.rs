@@ -1,8 +1,11 @@
 //! Which QEMU runs, and of what version it is.
 
 use std::fmt;
+use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
+
+use rustix::process::{Signal, getppid, set_parent_process_death_signal};
 
 /// Which of QEMU's programs.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -142,6 +145,21 @@ impl Program {
     /// Its version.
     pub fn version(&self) -> Version {
         self.version
+    }
+
+    /// A command that starts it. It is killed when the thread that starts it ends, however that ends: nobody is left to end it.
+    pub fn command(&self) -> Command {
+        let mut command = Command::new(&self.path);
+        let parent = std::process::id();
+        let die_with_parent = move || {
+            set_parent_process_death_signal(Some(Signal::KILL))?;
+            // The parent may have gone before.
+            let alive = getppid().is_some_and(|pid| pid.as_raw_nonzero().get().unsigned_abs() == parent);
+            if alive { Ok(()) } else { Err(rustix::io::Errno::SRCH.into()) }
+        };
+        // SAFETY: between fork and exec only system calls are made, and nothing is allocated.
+        unsafe { command.pre_exec(die_with_parent) };
+        command
     }
 
     /// Where it is.
