@@ -125,7 +125,8 @@ fn apply(tree: &Path, mutation: &Mutation, flags: &[&str]) -> Result<(), String>
 /// The test passes without the fault, the fault compiles, and the test fails with it.
 fn caught(tree: &Path, mutation: &Mutation) -> Result<(), String> {
     // Without QEMU its tests run nothing, and would pass.
-    let qemu = if mutation.package == "backend-qemu" { Some(qemu::best()?) } else { None };
+    let on_qemu = ["backend-qemu", "bare-metal-image"].contains(&mutation.package.as_str());
+    let qemu = if on_qemu { Some(qemu::best()?) } else { None };
     let test = |flags: &[&str]| {
         let mut command = cargo();
         command.current_dir(tree);

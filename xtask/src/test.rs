@@ -22,6 +22,21 @@ pub(crate) fn run(options: &Options) -> Result<(), String> {
         "lints, all features",
         cargo().args(["clippy", "--workspace", "--all-targets", "--all-features", "--", "-D", "warnings"]),
     );
+    // What `cfg(baremetal)` alone shows.
+    steps.run(
+        "lints, the bare-metal image",
+        cargo().env("RUSTFLAGS", "--cfg baremetal -Cpanic=abort").args([
+            "clippy",
+            "-p",
+            "bare-metal-image",
+            "--bins",
+            "--target",
+            "x86_64-unknown-linux-gnu",
+            "--",
+            "-D",
+            "warnings",
+        ]),
+    );
     for package in packages.iter().filter(|package| package.library) {
         steps.run(
             &format!("lints, {} without features", package.name),

@@ -128,7 +128,7 @@ pub(crate) struct Vector(usize);
 impl Vector {
     /// One that is nobody's, if there is one.
     pub(crate) fn allocate() -> Option<Self> {
-        let free = |taken: u32| (taken != u32::MAX).then(|| taken | taken + 1);
+        let free = |taken: u32| (taken != u32::MAX).then(|| taken | (taken + 1));
         let before = TAKEN.fetch_update(Ordering::Relaxed, Ordering::Relaxed, free).ok()?;
         let number = before.trailing_ones() as usize;
         PENDING[number].store(0, Ordering::Relaxed);

@@ -51,7 +51,7 @@ fn with_controller(
     work(&controller)?;
     drop(controller);
     let faults = machine.take_faults();
-    ensure(!machine.events() && faults.is_empty(), format!("{faults:?}"))
+    ensure(!machine.events() && faults.is_empty(), format!("{} faults: {:?}", faults.len(), faults.first()))
 }
 
 fn check(controller: &Controller, seed: u64) -> Result<(), String> {
@@ -61,10 +61,13 @@ fn check(controller: &Controller, seed: u64) -> Result<(), String> {
     move_everything(controller, &send, &is_there)
 }
 
+/// Starts a piece of the disk at a place.
+type Send<'a> = &'a dyn Fn(&mut IoQueue<'_>, usize, DmaBuffer<u8>) -> Result<Tag, Rejected>;
+
 /// Moves the whole disk in pieces of several sizes, several at a time; `send` starts a piece, `good` looks at what came back.
 fn move_everything(
     controller: &Controller,
-    send: &dyn Fn(&mut IoQueue<'_>, usize, DmaBuffer<u8>) -> Result<Tag, Rejected>,
+    send: Send<'_>,
     good: &dyn Fn(usize, &[u8]) -> bool,
 ) -> Result<(), String> {
     let disk = controller.namespace().blocks as usize * controller.namespace().block_size;

@@ -15,8 +15,9 @@ use crate::workspace::cargo;
 pub(crate) const VARIABLE: &str = "BACKEND_QEMU";
 
 /// What runs on QEMU, as arguments of `cargo test`.
-const TESTS: [&[&str]; 4] = [
+const TESTS: [&[&str]; 5] = [
     &["-p", "backend-qemu"],
+    &["-p", "bare-metal-image"],
     &["-p", "backend", "--no-default-features", "--features", "qemu", "--tests"],
     &["-p", "backend", "--no-default-features", "--features", "sim,qemu", "--test", "agreement"],
     &["-p", "examples", "--no-default-features", "--features", "qemu", "--test", "main_job_qemu"],
