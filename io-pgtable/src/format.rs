@@ -102,8 +102,8 @@ pub trait Format: Copy + fmt::Debug + Send + Sync + 'static {
     /// Reads an entry of level `level`.
     fn decode(&self, entry: u64, level: u32) -> Decoded;
 
-    /// The table that an entry leads to, if that is what it is. As [`Format::decode`] says of each entry that the engine writes;
-    /// a format may say it shorter.
+    /// The table that an entry of a level above the lowest leads to, if that is what it is. As [`Format::decode`] says of each
+    /// entry that the engine writes; a format may say it shorter.
     #[inline(always)]
     fn table(&self, entry: u64, level: u32) -> Option<PhysAddr> {
         match self.decode(entry, level) {

@@ -61,13 +61,13 @@ impl<F: Format> PageTable<F> {
         // Copies: each acquire would read them again.
         let (entries, format) = (self.entries, self.format);
         let (mut table, mut level) = (root.phys, root.level);
-        let (mut index, mut below) = Self::indices(address, level);
+        let (mut index, mut turned) = Self::indices(address, level);
         let mut entry = entries.load(table, index, Ordering::Acquire);
         while level > 1
             && let Some(next) = format.table(entry, level)
         {
             (table, level) = (next, level - 1);
-            (index, below) = Self::next_index(below);
+            (index, turned) = Self::next_index(turned);
             entry = entries.load(table, index, Ordering::Acquire);
         }
         let Decoded::Leaf { phys, shift, prot } = format.decode(entry, level) else { return None };

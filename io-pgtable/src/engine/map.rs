@@ -190,7 +190,7 @@ impl<F: Format> PageTable<F> {
     fn table_for(&self, root: Root, iova: u64, level: u32) -> Result<(PhysAddr, bool), MapError> {
         let (entries, format) = (self.entries, self.format);
         let (mut table, mut at, mut fresh) = (root.phys, root.level, false);
-        let (mut index, mut below) = Self::indices(iova, at);
+        let (mut index, mut turned) = Self::indices(iova, at);
         while at > level {
             // Acquire: what is behind a pointer was written before it.
             let entry = entries.load(table, index, Ordering::Acquire);
@@ -203,7 +203,7 @@ impl<F: Format> PageTable<F> {
                 None => return Err(self.in_use(root, iova)),
             };
             at -= 1;
-            (index, below) = Self::next_index(below);
+            (index, turned) = Self::next_index(turned);
         }
         Ok((table, fresh))
     }

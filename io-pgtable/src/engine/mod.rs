@@ -190,7 +190,8 @@ impl<F: Format> PageTable<F> {
     #[inline]
     fn looked_up(&self, root: Root, iova: u64, span: u64) -> Option<u64> {
         let mask = self.masks[(u64::from(root.level) & LEVEL_MASK) as usize];
-        let offset = iova.wrapping_sub(self.first);
+        // A format that grows has all addresses from zero on.
+        let offset = if F::GROWS { iova } else { iova.wrapping_sub(self.first) };
         iova.checked_add(span)?;
         (offset <= mask && span <= mask - offset).then_some(iova & mask)
     }
@@ -201,7 +202,7 @@ impl<F: Format> PageTable<F> {
         // Copies: each acquire would read them again.
         let (entries, format) = (self.entries, self.format);
         let (mut table, mut level) = (root.phys, root.level);
-        let (mut index, mut below) = Self::indices(iova, level);
+        let (mut index, mut turned) = Self::indices(iova, level);
         if level < lowest {
             return None;
         }
@@ -209,22 +210,23 @@ impl<F: Format> PageTable<F> {
             // Acquire: what is behind a pointer was written before it.
             table = format.table(entries.load(table, index, Ordering::Acquire), level)?;
             level -= 1;
-            (index, below) = Self::next_index(below);
+            (index, turned) = Self::next_index(turned);
         }
         Some((table, index))
     }
 
-    /// The index in a top of `level`, for the bits that are looked up; and the bits below it, from the highest bit of the word on.
+    /// The index in a top of `level`, for the bits that are looked up; and these bits turned so that the index is lowest.
     #[inline(always)]
     fn indices(iova: u64, level: u32) -> (usize, u64) {
         let shift = F::level_shift(level);
-        ((iova >> shift) as usize, iova << (64 - shift))
+        ((iova >> shift) as usize, iova.rotate_right(shift))
     }
 
-    /// The index in the next lower table, and the bits below it. Always the same shifts, whatever the level is.
+    /// The index in the next lower table, and the bits turned on. Always the same turn, whatever the level is.
     #[inline(always)]
-    fn next_index(below: u64) -> (usize, u64) {
-        ((below >> (64 - F::INDEX_BITS)) as usize, below << F::INDEX_BITS)
+    fn next_index(turned: u64) -> (usize, u64) {
+        let turned = turned.rotate_left(F::INDEX_BITS);
+        (turned as usize & (Self::TABLE_ENTRIES - 1), turned)
     }
 
     /// The index in a table below the top, for the bits that are looked up.

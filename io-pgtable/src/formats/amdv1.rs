@@ -118,10 +118,9 @@ impl Format for AmdV1 {
     }
 
     #[inline(always)]
-    fn table(&self, entry: u64, level: u32) -> Option<PhysAddr> {
-        // The engine leaves no level out.
-        let next_level = (u64::from(level) - 1) << NEXT_LEVEL_SHIFT;
-        let leads_down = level > 1 && entry & (PRESENT | 7 << NEXT_LEVEL_SHIFT) == PRESENT | next_level;
+    fn table(&self, entry: u64, _level: u32) -> Option<PhysAddr> {
+        // A next level of 1 to 6, neither 0 nor 7: one more has a bit above the lowest. An entry that is not present has 0.
+        let leads_down = entry.wrapping_add(1 << NEXT_LEVEL_SHIFT) & 6 << NEXT_LEVEL_SHIFT != 0;
         leads_down.then(|| PhysAddr::new(entry & self.address))
     }
 
