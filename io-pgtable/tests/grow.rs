@@ -24,10 +24,11 @@ fn growing(levels: u32, frames: usize) -> (Arc<Arena>, Arc<Told>, Arc<PageTable<
     let arena = Arc::new(Arena::new(frames));
     let told = Arc::new(Told::default());
     let (memory, notes) = (arena.clone(), told.clone());
-    let change_top: ChangeTop = Box::new(move |root| {
+    let change_top = ChangeTop::new(6, move |root| {
         let found = amdv1::walk(&memory, root.phys.get(), root.level, OLD).map(|(_, phys)| phys);
         let table = notes.table.get().and_then(Weak::upgrade).expect("a table that maps");
         notes.tops.lock().unwrap().push((root, table.root().level, found));
+        Ok(())
     });
     let parts = Parts { frames: arena.clone(), cache: None, change_top: Some(change_top) };
     let table = Arc::new(PageTable::with_parts(parts, &amdv1_cfg(levels)).unwrap());
@@ -99,7 +100,7 @@ fn a_table_grows_only_if_its_owner_and_its_format_can() {
     let fixed = PageTable::<AmdV1>::new(arena.clone(), &amdv1_cfg(2)).unwrap();
     let out_of_range = Err(MapError::OutOfRange(DmaAddr::new(1 << 40)));
     assert_eq!(map(&fixed, 1 << 40, 0, 0x1000), out_of_range);
-    let change_top: ChangeTop = Box::new(|root| panic!("{root:?}"));
+    let change_top = ChangeTop::new(6, |root| panic!("{root:?}"));
     let parts = Parts { frames: arena, cache: None, change_top: Some(change_top) };
     let cfg = IoPgtableCfg::new(48).with_quirks(Quirks::SIGN_EXTEND);
     let table = PageTable::<X86_64>::with_parts(parts, &cfg).unwrap();
@@ -107,4 +108,33 @@ fn a_table_grows_only_if_its_owner_and_its_format_can() {
     // SAFETY: nothing walks the table.
     let result = unsafe { table.map_pages(at, 0.into(), 0x1000, 1, Prot::READ) };
     assert_eq!(result, (0, Err(MapError::OutOfRange(at))));
+}
+
+#[test]
+fn a_table_grows_as_far_as_its_owner_lets_it() {
+    let arena = Arc::new(Arena::new(8));
+    let parts = Parts { frames: arena, cache: None, change_top: Some(ChangeTop::new(4, |_| Ok(()))) };
+    let table = PageTable::<AmdV1>::with_parts(parts, &amdv1_cfg(3)).unwrap();
+    assert_eq!(table.aperture().1.get(), (1 << 48) - 1);
+    assert!(!table.page_sizes().contains(1 << 48) && table.page_sizes().contains(1 << 47));
+    assert_eq!(map(&table, 1 << 48, 0, 0x1000), Err(MapError::OutOfRange(DmaAddr::new(1 << 48))));
+    assert_eq!(table.root().level, 3);
+    assert_eq!(map(&table, (1 << 48) - 0x1000, 0, 0x1000), Ok(()));
+    assert_eq!(table.root().level, 4);
+}
+
+#[test]
+fn an_owner_that_cannot_follow_fails_the_map() {
+    let arena = Arc::new(Arena::new(8));
+    let change_top = ChangeTop::new(6, |_| Err(MapError::Gone));
+    let parts = Parts { frames: arena.clone(), cache: None, change_top: Some(change_top) };
+    let table = PageTable::<AmdV1>::with_parts(parts, &amdv1_cfg(3)).unwrap();
+    assert_eq!(map(&table, OLD, 0x7000, 0x1000), Ok(()));
+    assert_eq!(map(&table, 1 << 40, 0, 0x1000), Err(MapError::Gone));
+    assert_eq!(table.iova_to_phys(DmaAddr::new(1 << 40)), None);
+    // Some unit may know the new top: it is in use, and what was mapped is below it.
+    assert_eq!(table.root().level, 4);
+    assert_eq!(table.iova_to_phys(DmaAddr::new(OLD)).map(|found| found.phys.get()), Some(0x7000));
+    drop(table);
+    assert_eq!(arena.live(), 0);
 }

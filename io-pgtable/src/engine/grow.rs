@@ -11,13 +11,36 @@ use super::PageTable;
 use crate::format::Format;
 use crate::table::{IoPageTable, Root};
 
-/// Tells the owner of a table that its top is another one (Linux: `pt_iommu_driver_ops.change_top`). When this returns every
-/// unit that uses the table walks from the new top, or from the old one but without remembering it: whatever is mapped from now
-/// on may be below the new top alone. The old top is the first table below the new one, and stays.
+/// The owner's answer to a new top (Linux: `pt_iommu_driver_ops.change_top`), and how far the table may grow.
+///
+/// When the answer is `Ok` every unit that uses the table walks from the new top, or from the old one but without remembering it:
+/// whatever is mapped from now on may be below the new top alone. The old top is the first table below the new one, and stays.
+/// When it is an error, what was to be mapped is not; the table has the new top all the same, since some units may know it, and
+/// the owner answers for those that do not.
 #[doc(alias = "change_top")]
-pub type ChangeTop = Box<dyn Fn(Root) + Send + Sync>;
+pub struct ChangeTop {
+    most_levels: u32,
+    tell: Box<dyn Fn(Root) -> Result<(), MapError> + Send + Sync>,
+}
+
+impl ChangeTop {
+    /// Lets a table grow to `most_levels`, or to what its format has if that is less; each new top is told to `tell`.
+    pub fn new(
+        most_levels: u32,
+        tell: impl Fn(Root) -> Result<(), MapError> + Send + Sync + 'static,
+    ) -> Self {
+        Self { most_levels, tell: Box::new(tell) }
+    }
+}
+
+impl fmt::Debug for ChangeTop {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("ChangeTop").field("most_levels", &self.most_levels).finish_non_exhaustive()
+    }
+}
 
 /// What a table needs to grow.
+#[derive(Debug)]
 pub(super) struct Growth {
     change_top: ChangeTop,
     /// One at a time.
@@ -28,11 +51,10 @@ impl Growth {
     pub(super) fn new(change_top: ChangeTop) -> Self {
         Self { change_top, turn: Mutex::new(()) }
     }
-}
 
-impl fmt::Debug for Growth {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str("Growth")
+    /// The highest level that a top of a format with so many levels may come to.
+    pub(super) fn highest(&self, format_levels: u32) -> u32 {
+        self.change_top.most_levels.min(format_levels)
     }
 }
 
@@ -43,7 +65,8 @@ impl<F: Format> PageTable<F> {
     pub(super) fn grow(&self, iova: DmaAddr, last: u64, level: u32) -> Result<Root, MapError> {
         let out_of_range = MapError::OutOfRange(iova);
         let growth = self.growth.as_ref().ok_or(out_of_range)?;
-        if last > super::low_bits(self.input_bits(F::MAX_LEVEL)) || level > F::MAX_LEVEL {
+        let highest = growth.highest(F::MAX_LEVEL);
+        if last > super::low_bits(self.input_bits(highest)) || level > highest {
             return Err(out_of_range);
         }
         let _turn = growth.turn.lock();
@@ -60,10 +83,11 @@ impl<F: Format> PageTable<F> {
             self.wrote(phys, 0, size / F::ENTRY_BYTES);
             self.wrote_pointer(phys, 0);
             // Before anybody maps below the new top, every unit has to know it.
-            (growth.change_top)(new);
+            let told = (growth.change_top.tell)(new);
             self.pages.fetch_add(1, Ordering::Relaxed);
             // Release: who sees the new top sees what is in it.
             self.root.store(super::root_word(new), Ordering::Release);
+            told?;
         }
     }
 }

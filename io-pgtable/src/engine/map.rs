@@ -116,7 +116,20 @@ impl<F: Format> PageTable<F> {
     }
 
     /// Any range, by the largest pages that fit.
+    #[inline]
     pub(super) fn map_fitting(&self, iova: DmaAddr, phys: PhysAddr, len: u64, prot: Prot) -> Mapped {
+        // Most ranges are the smallest page.
+        if len == 1 << F::GRANULE_SHIFT
+            && self.single.contains(len)
+            && self.map_entry(iova, phys, F::GRANULE_SHIFT, 1, prot)
+        {
+            return (len, Ok(()));
+        }
+        self.map_pieces(iova, phys, len, prot)
+    }
+
+    #[inline(never)]
+    fn map_pieces(&self, iova: DmaAddr, phys: PhysAddr, len: u64, prot: Prot) -> Mapped {
         match self.check(iova, phys, len, prot, 1) {
             Ok((root, address)) => {
                 let piece = Piece { iova: address, phys, len, prot };

@@ -54,8 +54,7 @@ pub struct Parts {
     pub frames: Arc<dyn Frames>,
     /// The CPU's caches, for a table whose hardware does not snoop ([`IoPgtableCfg::coherent_walk`]); not asked otherwise.
     pub cache: Option<Arc<dyn CacheMaintenance>>,
-    /// The owner's answer to a new top. With it a table of a format that grows reaches all addresses of the format, whatever it
-    /// begins with.
+    /// The owner's answer to a new top. With it a table of a format that grows reaches more addresses than it begins with.
     pub change_top: Option<ChangeTop>,
 }
 
@@ -250,7 +249,8 @@ impl<F: Format> PageTable<F> {
     /// The level that the top has, or may come to.
     #[inline]
     fn highest_level(&self) -> u32 {
-        if self.growth.is_some() { F::MAX_LEVEL } else { self.root().level }
+        let level = self.root().level;
+        self.growth.as_ref().map_or(level, |growth| growth.highest(F::MAX_LEVEL).max(level))
     }
 
     /// The page sizes below a top of `level`: pages larger than the whole table cannot be mapped.
@@ -307,6 +307,7 @@ unsafe impl<F: Format> IoPageTable for PageTable<F> {
         self.map_sized(iova, phys, page_size, count, prot)
     }
 
+    #[inline]
     unsafe fn map_range(
         &self,
         iova: DmaAddr,

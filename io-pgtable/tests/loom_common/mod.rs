@@ -107,7 +107,7 @@ pub(crate) struct Bed<F: Format> {
 impl<F: Format> Bed<F> {
     pub(crate) fn new(levels: u32) -> Arc<Self> {
         let frames = Arc::new(Keeping::default());
-        let change_top: ChangeTop = Box::new(|_| ());
+        let change_top = ChangeTop::new(F::MAX_LEVEL, |_| Ok(()));
         let parts = Parts { frames: frames.clone(), cache: None, change_top: Some(change_top) };
         let table = PageTable::with_parts(parts, &IoPgtableCfg::new(12 + F::INDEX_BITS * levels))
             .expect("a frame for the top");
