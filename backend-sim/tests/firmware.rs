@@ -157,12 +157,13 @@ impl Board {
                     capability: it.capability,
                     base: it.base,
                     np_cache: false,
+                    iotlb_sup: true,
                 };
                 builder = builder.iommu(function, Box::new(changed));
                 // Something at the start of its first range, and what speaks for the devices with an alias.
                 let first = (it.ranges[0].0..).find(|&device| device != 0 && device != it.id).unwrap();
                 for device in it.aliases.iter().map(|(_, name)| *name).chain([first]) {
-                    builder = builder.endpoint(id(device), DmaEngine::new() as _, true, Acs::Absent);
+                    builder = builder.endpoint(id(device), DmaEngine::new(None) as _, true, Acs::Absent);
                     placed.push(PciAddress { segment, id: id(device) });
                 }
                 board.units.push((it.base, unit));

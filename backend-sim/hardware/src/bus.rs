@@ -6,6 +6,8 @@ use std::sync::atomic::{AtomicBool, Ordering};
 
 use platform::pci::RequesterId;
 
+use crate::ats::{Atc, Source, Translation};
+
 /// Message interrupts: writes of 4 bytes to these addresses. It is no memory.
 pub const INTERRUPTS: std::ops::RangeInclusive<u64> = 0xfee0_0000..=0xfeef_ffff;
 
@@ -27,27 +29,40 @@ pub trait Upstream: Send + Sync {
     ///
     /// # Errors
     /// The first part that failed ends the request; what came before it has been read.
-    fn read(&self, requester: RequesterId, address: u64, into: &mut [u8]) -> Result<(), BusError>;
+    fn read(&self, source: Source, address: u64, into: &mut [u8]) -> Result<(), BusError>;
 
     /// Writes `from` to bus address `address`.
     ///
     /// # Errors
     /// The first part that failed ends the request; what came before it has been written.
-    fn write(&self, requester: RequesterId, address: u64, from: &[u8]) -> Result<(), BusError>;
+    fn write(&self, source: Source, address: u64, from: &[u8]) -> Result<(), BusError>;
+
+    /// Asks for the translation of `address`.
+    ///
+    /// # Errors
+    /// The request is refused, or there is no IOMMU that would answer.
+    fn translate(&self, requester: RequesterId, address: u64) -> Result<Translation, BusError>;
 }
 
-/// A function's own door to the bus: its requester ID, and its bus-master switch.
+/// A function's own door to the bus: its requester ID, its bus-master switch, and the translations that it keeps, if it does.
 #[derive(Clone)]
 pub struct Port {
     id: RequesterId,
     bus_master: Arc<AtomicBool>,
+    atc: Option<Arc<Atc>>,
     upstream: Arc<dyn Upstream>,
 }
 
 impl Port {
-    /// The door of function `id`; requests pass while `bus_master` is set.
-    pub fn new(id: RequesterId, bus_master: Arc<AtomicBool>, upstream: Arc<dyn Upstream>) -> Self {
-        Self { id, bus_master, upstream }
+    /// The door of function `id`; requests pass while `bus_master` is set. While the ATS of `atc` is on, the function
+    /// translates memory addresses itself.
+    pub fn new(
+        id: RequesterId,
+        bus_master: Arc<AtomicBool>,
+        atc: Option<Arc<Atc>>,
+        upstream: Arc<dyn Upstream>,
+    ) -> Self {
+        Self { id, bus_master, atc, upstream }
     }
 
     /// The function's name on the bus.
@@ -61,7 +76,18 @@ impl Port {
     /// [`BusError::MasterAbort`] while bus mastering is off, else what the tree answers.
     pub fn read(&self, address: u64, into: &mut [u8]) -> Result<(), BusError> {
         self.check()?;
-        self.upstream.read(self.id, address, into)
+        let Some(atc) = self.atc.as_ref().filter(|atc| atc.is_enabled()) else {
+            return self.upstream.read(self.id.into(), address, into);
+        };
+        let mut done = 0;
+        while done < into.len() {
+            let (at, rest) = (address.wrapping_add(done as u64), &mut into[done..]);
+            let len = rest.len() as u64;
+            done += atc.with_translation(at, len, false, self.asking(at), |phys, len| {
+                self.read_translated(phys, &mut rest[..len as usize])
+            })? as usize;
+        }
+        Ok(())
     }
 
     /// Writes memory as this function.
@@ -70,7 +96,50 @@ impl Port {
     /// [`BusError::MasterAbort`] while bus mastering is off, else what the tree answers.
     pub fn write(&self, address: u64, from: &[u8]) -> Result<(), BusError> {
         self.check()?;
-        self.upstream.write(self.id, address, from)
+        // A message is no access of memory.
+        let Some(atc) = self.atc.as_ref().filter(|atc| atc.is_enabled() && !INTERRUPTS.contains(&address))
+        else {
+            return self.upstream.write(self.id.into(), address, from);
+        };
+        let mut done = 0;
+        while done < from.len() {
+            let (at, rest) = (address.wrapping_add(done as u64), &from[done..]);
+            done += atc.with_translation(at, rest.len() as u64, true, self.asking(at), |phys, len| {
+                self.write_translated(phys, &rest[..len as usize])
+            })? as usize;
+        }
+        Ok(())
+    }
+
+    fn asking(&self, address: u64) -> impl FnMut() -> Result<Translation, BusError> {
+        move || self.translate(address)
+    }
+
+    /// Asks the IOMMU for a translation, whatever the function keeps.
+    ///
+    /// # Errors
+    /// As [`Port::read`].
+    pub fn translate(&self, address: u64) -> Result<Translation, BusError> {
+        self.check()?;
+        self.upstream.translate(self.id, address)
+    }
+
+    /// Reads memory at an address of which it says that it has translated it.
+    ///
+    /// # Errors
+    /// As [`Port::read`].
+    pub fn read_translated(&self, address: u64, into: &mut [u8]) -> Result<(), BusError> {
+        self.check()?;
+        self.upstream.read(Source { requester: self.id, translated: true }, address, into)
+    }
+
+    /// Writes memory at an address of which it says that it has translated it.
+    ///
+    /// # Errors
+    /// As [`Port::read`].
+    pub fn write_translated(&self, address: u64, from: &[u8]) -> Result<(), BusError> {
+        self.check()?;
+        self.upstream.write(Source { requester: self.id, translated: true }, address, from)
     }
 
     fn check(&self) -> Result<(), BusError> {
@@ -104,12 +173,21 @@ pub trait Remapper: Send + Sync {
     /// returns.
     fn with_translation(
         &self,
-        requester: RequesterId,
+        source: Source,
         address: u64,
         len: u64,
         write: bool,
         access: &mut dyn FnMut(Translated) -> Result<(), BusError>,
     ) -> Result<(), BusError>;
+
+    /// Answers a function's request for a translation. By default there is nobody who does.
+    ///
+    /// # Errors
+    /// [`BusError::TargetAbort`] when it is refused.
+    fn translate(&self, requester: RequesterId, address: u64) -> Result<Translation, BusError> {
+        let _ = (requester, address);
+        Err(BusError::MasterAbort)
+    }
 
     /// Passes, changes or refuses a message interrupt: calls `deliver` with the address and data that go on to the interrupt
     /// controller. As with memory, a completion wait of the IOMMU does not finish while a message is under way that came about
@@ -157,6 +235,13 @@ pub struct Identity {
 pub trait DeviceModel: Send + Sync + fmt::Debug {
     /// What it is.
     fn identity(&self) -> Identity;
+
+    /// Extended capabilities of its own, each in 32-bit words of which the first has the ID in bits 15:0 and the version in
+    /// 19:16; the way to the next, bits 31:20, is the tree's to fill in. With an ATS capability (ID 000Fh) its [`Port`] keeps
+    /// translations.
+    fn extended_capabilities(&self) -> Vec<Vec<u32>> {
+        Vec::new()
+    }
 
     /// It has been plugged in. Called once.
     fn connect(&self, port: Port, interrupts: Arc<dyn Interrupts>);

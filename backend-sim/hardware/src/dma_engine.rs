@@ -56,16 +56,18 @@ pub struct DmaEngine {
     orders: Mutex<Option<Sender<u64>>>,
     worker: Mutex<Option<JoinHandle<()>>>,
     connected: OnceLock<()>,
+    ats: Option<u8>,
 }
 
 impl DmaEngine {
-    /// An idle engine.
-    pub fn new() -> Arc<Self> {
+    /// An idle engine. With `ats` it can keep translations, and hold so many invalidations, 1 to 32.
+    pub fn new(ats: Option<u8>) -> Arc<Self> {
         Arc::new(Self {
             registers: Arc::default(),
             orders: Mutex::new(None),
             worker: Mutex::new(None),
             connected: OnceLock::new(),
+            ats,
         })
     }
 }
@@ -114,6 +116,11 @@ impl DeviceModel for DmaEngine {
             msix_vectors: 1,
             capabilities: Vec::new(),
         }
+    }
+
+    fn extended_capabilities(&self) -> Vec<Vec<u32>> {
+        // ATS: the depth of the invalidate queue in bits 4:0, where 0 stands for 32.
+        self.ats.map(|depth| vec![0x0001_000f, u32::from(depth & 0x1f)]).into_iter().collect()
     }
 
     fn connect(&self, port: Port, interrupts: Arc<dyn Interrupts>) {

@@ -13,6 +13,8 @@ pub struct IvrsConfig {
     pub efr2: u64,
     /// Where its capability block is in its configuration space.
     pub capability: u16,
+    /// Whether devices may keep translations.
+    pub iotlb_sup: bool,
     /// The first and last function that it translates.
     pub devices: (RequesterId, RequesterId),
     /// The IO-APIC: its number, and the name that its interrupts carry.
@@ -48,9 +50,11 @@ pub fn ivrs(config: &IvrsConfig) -> Vec<u8> {
 
 fn ivhd(kind: u8, config: &IvrsConfig) -> Vec<u8> {
     /// Coherent, and no HyperTransport tunnel of its own.
-    const FLAGS: u8 = 1 << 5;
+    const COHERENT: u8 = 1 << 5;
+    const IOTLB_SUP: u8 = 1 << 4;
+    let flags = COHERENT | if config.iotlb_sup { IOTLB_SUP } else { 0 };
     let iommu = RequesterId::from_parts(0, 0, 2).get();
-    let mut block = vec![kind, FLAGS, 0, 0];
+    let mut block = vec![kind, flags, 0, 0];
     block.extend_from_slice(&iommu.to_le_bytes());
     block.extend_from_slice(&config.capability.to_le_bytes());
     block.extend_from_slice(&config.base.to_le_bytes());

@@ -1,5 +1,6 @@
 #![doc = include_str!("../README.md")]
 
+pub mod ats;
 pub mod bus;
 mod disk;
 pub mod dma_engine;

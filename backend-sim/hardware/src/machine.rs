@@ -7,6 +7,7 @@ use std::sync::Arc;
 use platform::Mmio;
 use platform::pci::RequesterId;
 
+use crate::ats::Downstream;
 use crate::disk::DiskError;
 use crate::dma_engine::DmaEngine;
 use crate::firmware::{IvrsConfig, ivrs};
@@ -39,6 +40,8 @@ pub struct MachineConfig {
     pub disk_writable: bool,
     /// A virtio block device, if there is to be one.
     pub virtio_blk: Option<virtio::Config>,
+    /// Whether the DMA engines can keep translations (ATS), and how many invalidations each can hold: 1 to 32.
+    pub ats: Option<u8>,
 }
 
 impl MachineConfig {
@@ -51,6 +54,7 @@ impl MachineConfig {
             disk: disk.into(),
             disk_writable: false,
             virtio_blk: None,
+            ats: None,
         }
     }
 }
@@ -133,17 +137,18 @@ impl Machine {
         let interrupts = InterruptController::new();
         let nvme = NvmeController::new(config.nvme, &config.disk, config.disk_writable)?;
         let id = RequesterId::from_parts;
+        let engine = || DmaEngine::new(config.ats) as _;
         let mut builder = Builder::new()
             .root_port(id(0, 1, 0), 1, 1, Acs::ISOLATED)
             .endpoint(Self::NVME, Arc::clone(&nvme) as _, false, Acs::Absent)
             .root_port(id(0, 2, 0), 2, 5, Acs::ISOLATED)
             .upstream_port(id(2, 0, 0), 3, 5)
             .downstream_port(id(3, 0, 0), 4, 4, Acs::ISOLATED)
-            .endpoint(Self::ENGINE, DmaEngine::new() as _, false, Acs::Absent)
+            .endpoint(Self::ENGINE, engine(), false, Acs::Absent)
             .downstream_port(id(3, 1, 0), 5, 5, Acs::Absent)
-            .endpoint(Self::SHARING_ENGINE, DmaEngine::new() as _, false, Acs::Absent)
-            .endpoint(id(0, 3, 0), DmaEngine::new() as _, true, Acs::Absent)
-            .endpoint(id(0, 3, 1), DmaEngine::new() as _, true, Acs::Absent);
+            .endpoint(Self::SHARING_ENGINE, engine(), false, Acs::Absent)
+            .endpoint(id(0, 3, 0), engine(), true, Acs::Absent)
+            .endpoint(id(0, 3, 1), engine(), true, Acs::Absent);
         let virtio_blk = config.virtio_blk.map(|config| VirtioBlk::new(&config)).transpose()?;
         if let Some(device) = &virtio_blk {
             builder = builder.root_port(id(0, 4, 0), 6, 6, Acs::ISOLATED).endpoint(
@@ -160,13 +165,16 @@ impl Machine {
                 efr: config.efr,
                 efr2: config.efr2,
                 capability: IOMMU_CAPABILITY,
+                iotlb_sup: config.iotlb_sup,
                 devices: (id(0, 1, 0), id(255, 31, 7)),
                 io_apic: (Self::IO_APIC_ID, Self::IO_APIC),
                 hpet: (Self::HPET_NUMBER, Self::HPET),
             });
-            (config.np_cache, AmdIommu::new(config, Arc::clone(&ram), Arc::clone(&interrupts) as _))
+            let (np_cache, iotlb_sup) = (config.np_cache, config.iotlb_sup);
+            let unit = AmdIommu::new(config, Arc::clone(&ram), Arc::clone(&interrupts) as _);
+            (np_cache, iotlb_sup, unit)
         });
-        if let Some((np_cache, unit)) = &iommu {
+        if let Some((np_cache, iotlb_sup, unit)) = &iommu {
             let unit = Arc::clone(unit);
             let msi_changed = move |address, data, on| unit.set_msi(address, data, on);
             let function = IommuFunction {
@@ -174,12 +182,17 @@ impl Machine {
                 capability: IOMMU_CAPABILITY,
                 base: IOMMU_BASE,
                 np_cache: *np_cache,
+                iotlb_sup: *iotlb_sup,
             };
             builder = builder.iommu(function, Box::new(msi_changed));
         }
-        let iommu = iommu.map(|(_, unit)| unit);
+        let iommu = iommu.map(|(.., unit)| unit);
         let remapper = iommu.as_ref().map(|unit| Arc::clone(unit) as _);
         let pci = builder.build(Arc::clone(&ram), remapper, Arc::clone(&interrupts) as _);
+        if let Some(unit) = &iommu {
+            let devices: Arc<dyn Downstream> = pci.clone();
+            unit.connect(Arc::downgrade(&devices));
+        }
         let io_apic = IoApic::new(Self::IO_APIC_ID, Self::IO_APIC, Arc::clone(&pci));
         let hpet = Hpet::new(Self::HPET, Arc::clone(&pci));
         Ok(Self { ram, pci, interrupts, io_apic, hpet, iommu, nvme, virtio_blk, ivrs: table })

@@ -15,6 +15,7 @@ fn the_table_byte_by_byte() {
         efr: 0x8877_6655_4433_2211,
         efr2: 0xff00_ee00_dd00_cc00,
         capability: 0x40,
+        iotlb_sup: false,
         devices: (RequesterId::from_parts(0, 1, 0), RequesterId::from_parts(255, 31, 7)),
         io_apic: (9, RequesterId::from_parts(0, 20, 0)),
         hpet: (3, RequesterId::from_parts(0, 20, 0)),
@@ -60,10 +61,11 @@ fn the_capability_block_agrees() {
     let table = machine.ivrs();
     // The first IVHD: capability at +6, base at +8.
     let at = u16::from_le_bytes(table[54..56].try_into().unwrap());
+    assert_eq!(table[49], 1 << 5 | 1 << 4, "Coherent, IotlbSup");
     let base = u64::from_le_bytes(table[56..64].try_into().unwrap());
     let dword = |offset| config_read(&machine.pci, IOMMU, at + offset);
-    // Capability 0Fh of type 3; EFRSup; no IotlbSup, no NpCache.
-    assert_eq!((dword(0) & 0xff, dword(0) >> 16 & 7, dword(0) >> 24 & 0xf), (0x0f, 3, 0b1000));
+    // Capability 0Fh of type 3; EFRSup and IotlbSup, no NpCache.
+    assert_eq!((dword(0) & 0xff, dword(0) >> 16 & 7, dword(0) >> 24 & 0xf), (0x0f, 3, 0b1001));
     assert_eq!(u64::from(dword(4) & !0x3fff) | u64::from(dword(8)) << 32, base);
     assert_eq!(dword(4) & 1, 1, "enabled, and so locked");
     let registers = machine.registers_at(base).expect("registers there");

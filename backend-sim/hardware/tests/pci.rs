@@ -7,6 +7,7 @@ use std::sync::Arc;
 use common::*;
 use parking_lot::Mutex;
 use platform::pci::RequesterId;
+use sim_hardware::ats::Source;
 use sim_hardware::bus::{BusError, Remapper, Translated};
 use sim_hardware::interrupts::InterruptController;
 use sim_hardware::pci::{Acs, Builder, PciTree};
@@ -29,13 +30,13 @@ impl Recorder {
 impl Remapper for Recorder {
     fn with_translation(
         &self,
-        requester: RequesterId,
+        source: Source,
         address: u64,
         len: u64,
         write: bool,
         access: &mut dyn FnMut(Translated) -> Result<(), BusError>,
     ) -> Result<(), BusError> {
-        self.0.lock().push((requester, address, write));
+        self.0.lock().push((source.requester, address, write));
         access(Translated { phys: address, len })
     }
 

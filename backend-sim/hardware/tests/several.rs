@@ -28,7 +28,7 @@ fn each_requester_passes_the_unit_that_it_is_behind() {
     let mut builder = Builder::new().segment(3);
     for (id, capability, unit) in [(IOMMU, 0x40, &units[0]), (SECOND, 0x80, &units[1])] {
         let msi = Arc::clone(unit);
-        let function = IommuFunction { id, capability, base: 0xfd00_0000, np_cache: false };
+        let function = IommuFunction { id, capability, base: 0xfd00_0000, np_cache: false, iotlb_sup: true };
         let changed = move |address, data, on| msi.set_msi(address, data, on);
         builder = builder.iommu(function, Box::new(changed));
     }

@@ -6,6 +6,7 @@ use std::time::{Duration, Instant};
 use super::Shared;
 use super::event::Event;
 use super::registers::STATUS_COM_WAIT_INT;
+use crate::ats::Invalidation;
 
 /// How long the processor looks for more before it sleeps: waking it takes longer than most commands.
 const IDLE: Duration = Duration::from_micros(100);
@@ -59,7 +60,7 @@ impl Shared {
                 if legal {
                     self.registers.lock().command_taken();
                     self.counters.commands[(first >> 60) as usize].fetch_add(1, Ordering::Relaxed);
-                    self.execute(first, second)
+                    self.execute(at, first, second)
                 } else {
                     Executed::Illegal
                 }
@@ -82,13 +83,14 @@ impl Shared {
             1 => (0xf00f_ffff_ffff_ffff, u64::MAX),
             2 | 5 => (0xf000_0000_0000_ffff, 0),
             3 => (0xf000_ffff_000f_ffff, 0xffff_ffff_ffff_f007),
+            4 if self.config.iotlb_sup => (u64::MAX, 0xffff_ffff_ffff_f005),
             8 if self.config.has_invalidate_all() => (0xf000_0000_0000_0000, 0),
             _ => return false,
         };
         first & !first_valid == 0 && second & !second_valid == 0
     }
 
-    fn execute(&self, first: u64, second: u64) -> Executed {
+    fn execute(&self, at: u64, first: u64, second: u64) -> Executed {
         match first >> 60 {
             1 => return self.completion_wait(first, second),
             2 => self.caches.write().drop_dte(first as u16),
@@ -100,6 +102,12 @@ impl Shared {
                 let lenient = self.config.lenient_invalidation;
                 self.caches.write().drop_pages((first >> 32) as u16, start, last, pointers, lenient);
             }
+            // GN names translations of a PASID, of which there are none.
+            4 if second & 4 != 0 => {}
+            4 => {
+                let (start, last) = address_range(second);
+                self.invalidate_iotlb(at, first, Invalidation { first: start, last });
+            }
             5 => self.caches.write().drop_irtes(first as u16),
             _ => self.caches.write().drop_all(),
         }
@@ -110,6 +118,7 @@ impl Shared {
         const STORE: u64 = 1 << 0;
         const INTERRUPT: u64 = 1 << 1;
         // Every access that began before an earlier command took effect has ended: that command took the caches alone.
+        self.await_answers();
         if first & STORE != 0 {
             let lost = self.lost_completions.load(Ordering::Relaxed);
             if lost > 0 {

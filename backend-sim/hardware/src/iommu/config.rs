@@ -22,6 +22,8 @@ pub struct Config {
     pub efr2: u64,
     /// Capability bit NpCache: results "not present" are remembered too.
     pub np_cache: bool,
+    /// Capability bit IotlbSup: devices may keep translations themselves (ATS).
+    pub iotlb_sup: bool,
     /// How many page translations are kept, at least one; the oldest go first. `None` keeps all until a command names
     /// them.
     pub iotlb_capacity: Option<usize>,
@@ -36,6 +38,7 @@ impl Default for Config {
             efr: IA_SUP | HATS_6_LEVELS | XT_SUP | GA_SUP | MSI_CAP_MMIO_SUP,
             efr2: NUM_INT_REMAP_2K,
             np_cache: false,
+            iotlb_sup: true,
             iotlb_capacity: None,
             lenient_invalidation: false,
         }

@@ -1,5 +1,6 @@
 //! Device table entries, as hardware reads them.
 
+use super::config::Config;
 use crate::ram::Ram;
 
 /// A device table entry, in its four words.
@@ -56,6 +57,11 @@ impl Dte {
         self.0[1] as u16
     }
 
+    /// I: translation requests are answered, and addresses that the device has translated pass.
+    pub(super) fn answers_translations(self) -> bool {
+        self.0[1] >> 32 & 1 != 0
+    }
+
     /// SE: page faults after the first are not logged.
     pub(super) fn suppress_repeats(self) -> bool {
         self.0[1] >> 33 & 1 != 0
@@ -107,8 +113,10 @@ impl Dte {
     }
 
     /// Whether a bit that must be zero is set in the half for memory requests.
-    pub(super) fn memory_half_reserved(self) -> bool {
-        self.0[0] & (RESERVED[0] | ABSENT_FEATURES_0) != 0 || self.0[1] & RESERVED[1] != 0
+    pub(super) fn memory_half_reserved(self, config: &Config) -> bool {
+        const I: u64 = 1 << 32;
+        let absent_1 = if config.iotlb_sup { 0 } else { I };
+        self.0[0] & (RESERVED[0] | ABSENT_FEATURES_0) != 0 || self.0[1] & (RESERVED[1] | absent_1) != 0
     }
 
     /// Whether a bit that must be zero is set in the half for interrupts.

@@ -98,4 +98,20 @@ impl Event {
     pub(super) fn invalid_request(device: u16, address: u64, kind: u64) -> Self {
         Self { first: 8 << 60 | kind << 57 | u64::from(device), second: address }
     }
+
+    /// INVALID_DEVICE_REQUEST of a type, for a translation request (TR = 1).
+    pub(super) fn invalid_translation(device: u16, address: u64, kind: u64) -> Self {
+        const TR: u64 = 1 << 56;
+        Self { first: 8 << 60 | kind << 57 | TR | u64::from(device), second: address }
+    }
+
+    /// IOTLB_INV_TIMEOUT: `device` has not answered the command at `at`.
+    pub(super) fn iotlb_timeout(device: u16, at: u64) -> Self {
+        Self { first: 7 << 60 | u64::from(device), second: at & !15 }
+    }
+
+    /// Whether it is an IO_PAGE_FAULT.
+    pub(super) fn is_page_fault(self) -> bool {
+        self.first >> 60 == 2
+    }
 }

@@ -5,6 +5,7 @@
 //! the caches for reading and a command takes them for writing, so when a command's effect is there, no access that began
 //! before it is still under way; a completion wait comes after the effects of all commands before it.
 
+mod ats;
 mod cache;
 mod commands;
 mod config;
@@ -16,20 +17,22 @@ mod several;
 mod walker;
 
 use std::fmt;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Arc, Weak};
 use std::thread::JoinHandle;
 
 use parking_lot::{Condvar, Mutex, RwLock};
 use platform::Mmio;
 use platform::pci::RequesterId;
 
+use self::ats::Invalidations;
 use self::cache::{Caches, Leaf};
 pub use self::config::Config;
 use self::device_table::Dte;
 use self::event::{Event, Refusal};
 use self::registers::{LogPlace, REGION, Registers, offset};
 pub use self::several::Units;
+use crate::ats::{Downstream, Source, Translation};
 use crate::bus::{BusError, INTERRUPTS, MessageSink, Remapper, Translated};
 use crate::ram::Ram;
 
@@ -87,6 +90,7 @@ struct Shared {
     caches: RwLock<Caches>,
     counters: Counters,
     msi: Mutex<Msi>,
+    invalidations: Invalidations,
     /// Completion waits whose store will be lost.
     lost_completions: AtomicU64,
     /// Commands are left in the ring for now.
@@ -109,6 +113,7 @@ impl AmdIommu {
             caches: RwLock::default(),
             counters: Counters::default(),
             msi: Mutex::default(),
+            invalidations: Invalidations::default(),
             lost_completions: AtomicU64::new(0),
             held: AtomicBool::new(false),
             doorbell: AtomicBool::new(false),
@@ -126,6 +131,11 @@ impl AmdIommu {
     /// What its PCI function's MSI capability says now.
     pub fn set_msi(&self, address: u64, data: u32, enabled: bool) {
         *self.shared.msi.lock() = Msi { address, data, enabled };
+    }
+
+    /// Where the devices are that keep translations; called once. Before that their invalidations are never answered.
+    pub fn connect(&self, devices: Weak<dyn Downstream>) {
+        self.shared.invalidations.connect(devices);
     }
 
     /// Counters since the start.
@@ -223,7 +233,7 @@ impl Shared {
         if !dte.valid() {
             return Some(untranslated);
         }
-        if dte.memory_half_reserved() {
+        if dte.memory_half_reserved(&self.config) {
             return Some(Outcome::Refuse(Some(Event::illegal_dte(device, address, write, false, true))));
         }
         let fault = |refusal| Outcome::Refuse(page_fault(caches, dte, device, address, write, refusal));
@@ -360,7 +370,7 @@ fn page_fault(
 impl Remapper for AmdIommu {
     fn with_translation(
         &self,
-        requester: RequesterId,
+        source: Source,
         address: u64,
         len: u64,
         write: bool,
@@ -370,12 +380,21 @@ impl Remapper for AmdIommu {
         if !shared.enabled.load(Ordering::Acquire) {
             return access(Translated { phys: address, len });
         }
-        let device = requester.get();
+        let device = source.requester.get();
         if INTERRUPTS.contains(&address) {
             shared.log(Event::invalid_request(device, address, NO_INTERRUPT));
             return Err(BusError::TargetAbort);
         }
         let len = if address < *INTERRUPTS.start() { len.min(*INTERRUPTS.start() - address) } else { len };
+        if source.translated {
+            return match shared.check_translated(device, address, write) {
+                Ok(()) => access(Translated { phys: address, len }),
+                Err(event) => {
+                    shared.log(event);
+                    Err(BusError::TargetAbort)
+                }
+            };
+        }
         let mut walked = false;
         loop {
             let caches = shared.caches.read();
@@ -409,6 +428,10 @@ impl Remapper for AmdIommu {
                 return Err(BusError::TargetAbort);
             }
         }
+    }
+
+    fn translate(&self, requester: RequesterId, address: u64) -> Result<Translation, BusError> {
+        self.shared.translate(requester.get(), address)
     }
 
     fn interrupt(

@@ -1,5 +1,7 @@
 //! The unit's registers: what is kept, what may be written when, and what follows from what.
 
+use std::time::Duration;
+
 /// Offsets in the MMIO region.
 pub(super) mod offset {
     pub(crate) const DEVICE_TABLE: usize = 0x0000;
@@ -230,6 +232,14 @@ impl Registers {
     pub(super) fn xt_interrupt(&self) -> Option<u64> {
         let on = self.efr & EFR_XT_SUP != 0 && self.control & INT_CAP_XT_EN != 0;
         on.then_some(self.xt_interrupts[0])
+    }
+
+    /// How long a device may take to answer an invalidation; `None` for ever. The reserved code stands for the longest.
+    pub(super) fn invalidation_timeout(&self) -> Option<Duration> {
+        match self.control >> 5 & 7 {
+            0 => None,
+            code => Some(Duration::from_millis(10_u64.pow(code.min(6) as u32 - 1))),
+        }
     }
 
     /// Sets bits of the status register.

@@ -5,6 +5,7 @@ use std::sync::Arc;
 use platform::pci::RequesterId;
 
 use super::AmdIommu;
+use crate::ats::{Source, Translation};
 use crate::bus::{BusError, Remapper, Translated};
 
 /// The IOMMUs of one segment, each with the requesters whose way to memory leads through it.
@@ -35,16 +36,20 @@ impl Units {
 impl Remapper for Units {
     fn with_translation(
         &self,
-        requester: RequesterId,
+        source: Source,
         address: u64,
         len: u64,
         write: bool,
         access: &mut dyn FnMut(Translated) -> Result<(), BusError>,
     ) -> Result<(), BusError> {
-        match self.of(requester) {
-            Some(unit) => unit.with_translation(requester, address, len, write, access),
+        match self.of(source.requester) {
+            Some(unit) => unit.with_translation(source, address, len, write, access),
             None => access(Translated { phys: address, len }),
         }
+    }
+
+    fn translate(&self, requester: RequesterId, address: u64) -> Result<Translation, BusError> {
+        self.of(requester).ok_or(BusError::MasterAbort)?.translate(requester, address)
     }
 
     fn interrupt(

@@ -1,5 +1,6 @@
 //! Configuration space of one function.
 
+use super::tree::IommuFunction;
 use crate::bus::Identity;
 
 /// Access Control Services of a port or function.
@@ -36,6 +37,7 @@ const SECOND_CAPABILITY: usize = 0x80;
 const THIRD_CAPABILITY: usize = 0xa0;
 const FOURTH_CAPABILITY: usize = 0xc0;
 const ACS_CAPABILITY: usize = 0x100;
+const FIRST_FREE_EXTENDED: usize = 0x110;
 
 /// The 4 KiB of a function: contents, and which bits software may change.
 #[derive(Clone, Debug)]
@@ -46,6 +48,7 @@ pub(super) struct ConfigSpace {
     /// Size of each BAR pair's region, by index of its lower half; for sizing.
     bars: [u64; 6],
     acs_offset: Option<usize>,
+    ats: Option<usize>,
     msix: Option<usize>,
     msi: Option<usize>,
 }
@@ -58,6 +61,7 @@ impl ConfigSpace {
             writable: vec![0; 1024],
             bars: [0; 6],
             acs_offset: None,
+            ats: None,
             msix: None,
             msi: None,
         };
@@ -134,6 +138,27 @@ impl ConfigSpace {
         space
     }
 
+    /// Appends extended capabilities.
+    pub(super) fn extend(&mut self, capabilities: &[Vec<u32>]) {
+        const ATS: u32 = 0x0f;
+        let mut last = self.acs_offset;
+        let mut at = if last.is_some() { FIRST_FREE_EXTENDED } else { ACS_CAPABILITY };
+        for capability in capabilities {
+            self.words[at / 4..][..capability.len()].copy_from_slice(capability);
+            if let Some(last) = last {
+                let word = self.get(last) & 0x000f_ffff | (at as u32) << 20;
+                self.set(last, word);
+            }
+            if capability[0] & 0xffff == ATS {
+                // Enable, and the smallest translation unit.
+                self.writable[at / 4 + 1] = 0x801f_0000;
+                self.ats = Some(at);
+            }
+            last = Some(at);
+            at = (at + 4 * capability.len()).next_multiple_of(0x10);
+        }
+    }
+
     /// A bridge with its bus numbers.
     pub(super) fn bridge(
         device: u16,
@@ -162,9 +187,11 @@ impl ConfigSpace {
         space
     }
 
-    /// The IOMMU's own function, with its capability block at `at`: registers at `base`, features in the EFR.
-    pub(super) fn iommu(at: usize, base: u64, np_cache: bool) -> Self {
+    /// The IOMMU's own function; its features are in the EFR.
+    pub(super) fn iommu(function: IommuFunction) -> Self {
         const IOMMU: u32 = 0x08_0600;
+        let IommuFunction { base, np_cache, iotlb_sup, .. } = function;
+        let at = usize::from(function.capability);
         let mut space = Self::new(0x1022, 0x1481, IOMMU, true, 0);
         space.acs(Acs::ISOLATED);
         // Firmware has the capability in one place or the other; the express capability goes where it is not.
@@ -173,8 +200,9 @@ impl ConfigSpace {
         space.set(express, 0x0002_0010 | (space.port_type as u32) << 20);
         space.set(0x34, express as u32);
         space.link(express, at);
-        // Capability 0Fh of type 3 and revision 1, with the Extended Feature Register, and NpCache.
-        space.set(at, 0x0f | 3 << 16 | 1 << 19 | 1 << 27 | u32::from(np_cache) << 26);
+        // Capability 0Fh of type 3 and revision 1, with the Extended Feature Register.
+        let switches = u32::from(iotlb_sup) << 24 | u32::from(np_cache) << 26;
+        space.set(at, 0x0f | 3 << 16 | 1 << 19 | 1 << 27 | switches);
         // Enabled by firmware, which locks the base.
         space.set(at + 4, base as u32 & 0xffff_c000 | 1);
         space.set(at + 8, (base >> 32) as u32);
@@ -226,6 +254,17 @@ impl ConfigSpace {
     /// ACS bits that are switched on.
     pub(super) fn acs_enabled(&self) -> u32 {
         self.acs_offset.map_or(0, |at| self.get(at + 4) >> 16)
+    }
+
+    /// ATS: whether it is on, and how many invalidations the function can hold.
+    pub(super) fn ats(&self) -> Option<(bool, usize)> {
+        let at = self.ats?;
+        // A depth of 0 stands for 32.
+        let depth = match self.get(at + 4) as usize & 0x1f {
+            0 => 32,
+            depth => depth,
+        };
+        Some((self.get(at + 4) >> 31 != 0, depth))
     }
 
     /// First and last bus behind a bridge.

@@ -9,6 +9,7 @@ use platform::pci::RequesterId;
 
 use super::config_space::{ConfigSpace, PortType};
 use super::msix::Msix;
+use crate::ats::Atc;
 use crate::bus::DeviceModel;
 
 /// One function of the tree. What every request asks is kept beside the configuration space, free of its lock.
@@ -18,6 +19,7 @@ pub(super) struct FunctionState {
     pub(super) device: Option<Arc<dyn DeviceModel>>,
     pub(super) msix: OnceLock<Arc<Msix>>,
     pub(super) bus_master: Arc<AtomicBool>,
+    pub(super) atc: Option<Arc<Atc>>,
     config: Mutex<ConfigSpace>,
     port_type: PortType,
     buses_behind: Option<(u8, u8)>,
@@ -44,6 +46,7 @@ impl FunctionState {
             device,
             msix: OnceLock::new(),
             bus_master: Arc::default(),
+            atc: config.ats().map(|(_, depth)| Atc::new(depth)),
             port_type: config.port_type(),
             buses_behind: config.buses_behind(),
             memory_space: AtomicBool::default(),
@@ -60,6 +63,9 @@ impl FunctionState {
         self.bus_master.store(config.bus_master(), Ordering::Release);
         self.memory_space.store(config.memory_space(), Ordering::Release);
         self.acs.store(config.acs_enabled(), Ordering::Release);
+        if let (Some(atc), Some((on, _))) = (&self.atc, config.ats()) {
+            atc.set_enabled(on);
+        }
         for region in &self.regions {
             if let Some((start, _)) = config.bar(region.bar) {
                 region.start.store(start, Ordering::Release);

@@ -10,6 +10,7 @@ use platform::pci::{PciAddress, RequesterId};
 use super::config_space::{Acs, ConfigSpace, PortType};
 use super::function::FunctionState;
 use super::msix::{BAR_SIZE, Msix};
+use crate::ats::{Answer, Atc, Downstream, Invalidation, Source, Translation};
 use crate::bus::{BusError, DeviceModel, INTERRUPTS, Identity, MessageSink, Port, Remapper, Upstream};
 use crate::ram::Ram;
 
@@ -35,6 +36,8 @@ pub struct IommuFunction {
     pub base: u64,
     /// Capability bit NpCache.
     pub np_cache: bool,
+    /// Capability bit IotlbSup.
+    pub iotlb_sup: bool,
 }
 
 /// The tree of one segment, complete.
@@ -93,9 +96,9 @@ impl Builder {
     /// When the capability block is nowhere where there is room for it.
     #[must_use]
     pub fn iommu(mut self, function: IommuFunction, msi_changed: MsiChanged) -> Self {
-        let IommuFunction { id, capability, base, np_cache } = function;
+        let IommuFunction { id, capability, .. } = function;
         assert!(matches!(capability, 0x40..=0x64 | 0x80..=0x88) && capability % 4 == 0, "{capability:#x}");
-        self.insert(id, ConfigSpace::iommu(usize::from(capability), base, np_cache), None);
+        self.insert(id, ConfigSpace::iommu(function), None);
         self.iommus.insert(id, msi_changed);
         self
     }
@@ -144,7 +147,8 @@ impl Builder {
             self.next_region = at + size;
             regions.push((index, at, size));
         }
-        let config = ConfigSpace::endpoint(&identity, &regions, id.bus() == 0, multifunction, acs);
+        let mut config = ConfigSpace::endpoint(&identity, &regions, id.bus() == 0, multifunction, acs);
+        config.extend(&device.extended_capabilities());
         self.insert(id, config, Some(device));
         self
     }
@@ -162,7 +166,8 @@ impl Builder {
             let Some(device) = &function.device else { continue };
             // Weak: the tree holds its devices.
             let upstream = Arc::new(Way(Arc::downgrade(&tree)));
-            let port = Port::new(function.id, Arc::clone(&function.bus_master), upstream);
+            let port =
+                Port::new(function.id, Arc::clone(&function.bus_master), function.atc.clone(), upstream);
             let vectors = device.identity().msix_vectors;
             let msix = Arc::new(Msix::new(vectors, port.clone(), Arc::downgrade(function)));
             if vectors > 0 {
@@ -179,10 +184,10 @@ impl Builder {
 struct Way(Weak<PciTree>);
 
 impl Upstream for Way {
-    fn read(&self, requester: RequesterId, address: u64, into: &mut [u8]) -> Result<(), BusError> {
+    fn read(&self, source: Source, address: u64, into: &mut [u8]) -> Result<(), BusError> {
         let tree = self.0.upgrade().ok_or(BusError::MasterAbort)?;
         let mut done = 0;
-        tree.route(requester, address, into.len() as u64, false, &mut |target, len| {
+        tree.route(source, address, into.len() as u64, false, &mut |target, len| {
             let piece = &mut into[done..done + len as usize];
             done += len as usize;
             match target {
@@ -195,13 +200,13 @@ impl Upstream for Way {
         })
     }
 
-    fn write(&self, requester: RequesterId, address: u64, from: &[u8]) -> Result<(), BusError> {
+    fn write(&self, source: Source, address: u64, from: &[u8]) -> Result<(), BusError> {
         let tree = self.0.upgrade().ok_or(BusError::MasterAbort)?;
         if INTERRUPTS.contains(&address) {
-            return tree.message(requester, address, from);
+            return tree.message(source.requester, address, from);
         }
         let mut done = 0;
-        tree.route(requester, address, from.len() as u64, true, &mut |target, len| {
+        tree.route(source, address, from.len() as u64, true, &mut |target, len| {
             let piece = &from[done..done + len as usize];
             done += len as usize;
             match target {
@@ -212,6 +217,22 @@ impl Upstream for Way {
                 }
             }
         })
+    }
+
+    fn translate(&self, requester: RequesterId, address: u64) -> Result<Translation, BusError> {
+        let tree = self.0.upgrade().ok_or(BusError::MasterAbort)?;
+        // The way up is as for memory, but no peer takes such a request.
+        if tree.bridges_above(requester.bus()).any(|bridge| !bridge.is_bus_master()) {
+            return Err(BusError::MasterAbort);
+        }
+        tree.remapper.as_ref().ok_or(BusError::MasterAbort)?.translate(requester, address)
+    }
+}
+
+impl Downstream for PciTree {
+    fn invalidate(&self, device: RequesterId, invalidation: Invalidation) -> Answer {
+        let atc = self.functions.get(&device).and_then(|function| function.atc.as_ref());
+        atc.map_or_else(Answer::default, |atc| atc.invalidate(invalidation))
     }
 }
 
@@ -244,7 +265,7 @@ impl PciTree {
     /// Takes a request up the tree until something answers.
     fn route(
         &self,
-        requester: RequesterId,
+        source: Source,
         address: u64,
         len: u64,
         write: bool,
@@ -253,6 +274,7 @@ impl PciTree {
         if len == 0 {
             return Ok(());
         }
+        let requester = source.requester;
         if let Some((function, bar, offset)) = self.peer(requester, address)? {
             return access(Target::Function(function, bar, offset), len);
         }
@@ -267,7 +289,7 @@ impl PciTree {
             };
             match &self.remapper {
                 Some(remapper) => {
-                    remapper.with_translation(requester, at, len - done, write, &mut |translated| {
+                    remapper.with_translation(source, at, len - done, write, &mut |translated| {
                         onward(translated.phys, translated.len)
                     })?
                 }
@@ -363,6 +385,11 @@ impl PciTree {
                 Ok(())
             }
         }
+    }
+
+    /// The translations that a function keeps, if it can.
+    pub fn atc(&self, id: RequesterId) -> Option<&Arc<Atc>> {
+        self.functions.get(&id)?.atc.as_ref()
     }
 
     /// All functions.

@@ -9,6 +9,7 @@ use std::time::{Duration, Instant};
 use parking_lot::Mutex;
 use platform::Mmio;
 use platform::pci::{ConfigSpace, PciAddress, RequesterId};
+use sim_hardware::ats::{Downstream, Translation};
 use sim_hardware::bus::{BusError, DeviceModel, Identity, Interrupts, Port};
 use sim_hardware::interrupts::{InterruptController, Vector};
 use sim_hardware::iommu::{AmdIommu, Config};
@@ -117,6 +118,18 @@ impl Probe {
         self.port().write(address, bytes)
     }
 
+    /// Asks for a translation, whatever it keeps.
+    pub fn translate(&self, address: u64) -> Result<Translation, BusError> {
+        self.port().translate(address)
+    }
+
+    /// Reads at an address that it says it has translated.
+    pub fn read_translated(&self, address: u64) -> Result<u64, BusError> {
+        let mut bytes = [0; 8];
+        self.port().read_translated(address, &mut bytes)?;
+        Ok(u64::from_le_bytes(bytes))
+    }
+
     pub fn raise(&self, vector: u16) {
         self.bus.get().expect("connected").1.raise(vector);
     }
@@ -142,6 +155,11 @@ impl DeviceModel for Probe {
         }
     }
 
+    fn extended_capabilities(&self) -> Vec<Vec<u32>> {
+        // ATS, with room for two invalidations. It is off until configuration space says otherwise.
+        vec![vec![0x0001_000f, 2]]
+    }
+
     fn connect(&self, port: Port, interrupts: Arc<dyn Interrupts>) {
         assert!(self.bus.set((port, interrupts)).is_ok(), "connected once");
     }
@@ -158,6 +176,11 @@ impl DeviceModel for Probe {
 /// Writes a function's configuration space.
 pub fn config_write(pci: &PciTree, id: RequesterId, offset: u16, value: u32) {
     pci.write32(PciAddress { segment: 0, id }, offset, value);
+}
+
+/// Switches a probe's ATS on or off: Enable is bit 15 of the control register.
+pub fn set_ats(pci: &PciTree, id: RequesterId, on: bool) {
+    config_write(pci, id, 0x104, if on { 1 << 31 } else { 0 });
 }
 
 /// Reads a function's configuration space.
@@ -225,12 +248,12 @@ impl Bench {
     pub fn off(config: Config) -> Self {
         let ram = Ram::new(&[(0, MEMORY)]).expect("memory");
         let interrupts = InterruptController::new();
-        let np_cache = config.np_cache;
+        let (np_cache, iotlb_sup) = (config.np_cache, config.iotlb_sup);
         let unit = AmdIommu::new(config, Arc::clone(&ram), Arc::clone(&interrupts) as _);
         let probes: [Arc<Probe>; 3] = Default::default();
         let msi = Arc::clone(&unit);
         let mut builder = Builder::new().iommu(
-            IommuFunction { id: IOMMU, capability: 0x80, base: 0xfeb8_0000, np_cache },
+            IommuFunction { id: IOMMU, capability: 0x80, base: 0xfeb8_0000, np_cache, iotlb_sup },
             Box::new(move |address, data, on| msi.set_msi(address, data, on)),
         );
         for (id, probe) in [A, B, C].into_iter().zip(&probes) {
@@ -238,6 +261,8 @@ impl Bench {
         }
         let remapper = Arc::clone(&unit);
         let pci = builder.build(Arc::clone(&ram), Some(remapper as _), Arc::clone(&interrupts) as _);
+        let devices: Arc<dyn Downstream> = pci.clone();
+        unit.connect(Arc::downgrade(&devices));
         for id in [A, B, C] {
             bus_master_on(&pci, id);
         }

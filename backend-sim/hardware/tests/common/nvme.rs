@@ -87,9 +87,8 @@ impl Host {
             memory: vec![(0, 64 << 20)],
             iommu: None,
             nvme: config,
-            disk: file.path().into(),
             disk_writable: writable,
-            virtio_blk: None,
+            ..MachineConfig::new(file.path())
         })
         .expect("a machine");
         bus_master_on(&machine.pci, Machine::NVME);
