@@ -270,7 +270,10 @@ impl Shared {
         for &(id, unit) in ids {
             let Some(unit) = self.units.get(unit) else { continue };
             let mut entry = segment.table.entry_for(id, translation, interrupts);
-            if self.config.unchecked_interrupts && self.config.irq_remap.is_none() && interrupts == IntCtl::Forward {
+            if self.config.unchecked_interrupts
+                && self.config.irq_remap.is_none()
+                && interrupts == IntCtl::Forward
+            {
                 entry.interrupt.set_iv(false);
             }
             segment.table.update(id, entry, || unit.flush_dte(id))?;

@@ -188,7 +188,11 @@ impl Board {
     }
 
     fn message_passes(&self, segment: u16, device: u16) -> bool {
-        self.behind[&segment].interrupt(RequesterId::new(device), 0xfee0_0000, 0x41).is_ok()
+        let mut arrived = false;
+        let passed =
+            self.behind[&segment]
+                .interrupt(RequesterId::new(device), 0xfee0_0000, 0x41, &mut |_, _| arrived = true);
+        passed.is_ok() && arrived
     }
 }
 
