@@ -3,7 +3,7 @@
 /// How deep buses with something on them go below a root bus.
 const DEEPEST: usize = 4;
 /// How many functions a machine gets at most.
-const FUNCTIONS: usize = 40;
+const FUNCTIONS: usize = 28;
 /// The second root bus.
 const EXPANDER_BUS: u8 = 0x80;
 const EXPANDER_SLOT: u8 = 0x1e;
@@ -20,8 +20,10 @@ pub(super) struct Tree {
 /// What is on a bus.
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Bus {
-    /// A root bus: anything.
+    /// The root bus: anything.
     Root,
+    /// A root bus of its own (QEMU's expander bridge): bridges.
+    Expander,
     /// The link of a port: what goes into a slot.
     Link,
     /// A switch's own bus: its downstream ports.
@@ -81,12 +83,13 @@ impl Bus {
                 INTEL_ROOT_PORT,
                 PCIE_TO_PCI,
                 INTEL_BRIDGE,
-                PCI_BRIDGE,
                 NVME,
                 XHCI,
                 E1000E,
+                E1000E,
                 EDU,
             ],
+            Self::Expander => &[ROOT_PORT, INTEL_ROOT_PORT, PCIE_TO_PCI, INTEL_BRIDGE],
             Self::Link => {
                 &[SWITCH, SWITCH, PCIE_TO_PCI, INTEL_BRIDGE, NVME, XHCI, RNG, E1000E, IGB, IGB, EDU]
             }
@@ -110,8 +113,7 @@ impl Tree {
             maker.devices.push(format!(
                 "pxb-pcie,id=expander,bus_nr={EXPANDER_BUS},bus=pcie.0,addr={EXPANDER_SLOT:x}.0"
             ));
-            // Its slots are of its own root bus.
-            maker.fill("expander", Bus::Root, 1);
+            maker.fill("expander", Bus::Expander, 1);
         }
         maker.fill("pcie.0", Bus::Root, 0);
         let ports = maker.without_redirect.join(";");
@@ -137,6 +139,7 @@ impl Maker {
         let (first, slots) = match kind {
             // The chipset is in the first and in the last; so is an AMD IOMMU.
             Bus::Root => (2, 3 + self.random.below(4)),
+            Bus::Expander => (0, 1 + self.random.below(2)),
             Bus::Link => (0, 1),
             Bus::Switch => (0, 1 + self.random.below(3)),
             // Hot-plug controllers of bridges leave out the first.
@@ -150,7 +153,9 @@ impl Maker {
     }
 
     fn slot(&mut self, bus: &str, kind: Bus, slot: u8, depth: usize) {
-        let functions = if self.random.one_in(3) { 2 + self.random.below(2) } else { 1 };
+        let functions = if self.random.one_in(4) { 2 + self.random.below(2) } else { 1 };
+        let models = kind.models();
+        let (alike, first) = (self.random.one_in(2), self.random.below(models.len()));
         for function in 0..functions {
             if self.left == 0 {
                 return;
@@ -161,14 +166,13 @@ impl Maker {
                 0 => functions > 1 || self.random.one_in(8),
                 _ => self.random.one_in(2),
             };
-            let address = format!("{slot:x}.{function}");
-            self.function(bus, kind, &address, says_several, depth);
+            let other = self.random.below(models.len());
+            let model = &models[if function == 0 || alike { first } else { other }];
+            self.function(model, bus, &format!("{slot:x}.{function}"), says_several, depth);
         }
     }
 
-    fn function(&mut self, bus: &str, kind: Bus, address: &str, says_several: bool, depth: usize) {
-        let models = kind.models();
-        let model = &models[self.random.below(models.len())];
+    fn function(&mut self, model: &Model, bus: &str, address: &str, says_several: bool, depth: usize) {
         let mut device = format!("{},bus={bus},addr={address}", model.name);
         if says_several {
             device.push_str(",multifunction=on");
