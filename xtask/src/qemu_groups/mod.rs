@@ -26,7 +26,7 @@ pub(crate) struct Options {
     #[arg(long)]
     seed: Option<u64>,
     /// How many trees [default: 20, numbers 0 to 19]
-    #[arg(long)]
+    #[arg(long, value_parser = clap::value_parser!(u64).range(1..))]
     count: Option<u64>,
 }
 

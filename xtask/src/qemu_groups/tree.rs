@@ -102,8 +102,12 @@ impl Bus {
 impl Tree {
     /// The tree of a number: the same one each time.
     pub(super) fn generate(seed: u64) -> Self {
+        let mut random = Random(seed);
+        // On some machines no port redirects, on others most do.
+        let redirects = if random.one_in(3) { 1 } else { 6 };
         let mut maker = Maker {
-            random: Random(seed),
+            random,
+            redirects,
             devices: Vec::new(),
             without_redirect: Vec::new(),
             bridges: 0,
@@ -125,6 +129,8 @@ impl Tree {
 
 struct Maker {
     random: Random,
+    /// Of so many ports one does not redirect.
+    redirects: usize,
     devices: Vec<String>,
     /// Ports that the kernel is not to switch redirection on for.
     without_redirect: Vec<String>,
@@ -186,7 +192,7 @@ impl Maker {
         }
         self.devices.push(device);
         // Only what is on bus 0 has an address that is known before firmware has numbered the buses.
-        if behind == Bus::Link && bus == "pcie.0" && self.random.one_in(5) {
+        if behind == Bus::Link && bus == "pcie.0" && self.random.one_in(self.redirects) {
             self.without_redirect.push(format!("0000:00:{address:0>4}"));
         }
         if depth < DEEPEST && !self.random.one_in(8) {
