@@ -9,11 +9,11 @@
 mod loom_common;
 
 use loom::thread;
-use loom_common::{boot, explore, map, unmap};
+use loom_common::{boot, boot_with, explore, map, unmap};
 
 #[test]
 fn an_address_comes_back_only_after_a_flush_that_started_later() {
-    explore(1, || {
+    explore(10_000, || {
         // Two pages of addresses, and one flush behind them.
         let (machine, device) = boot(0x2fff, true);
         let first = map(&device).unwrap();
@@ -35,6 +35,35 @@ fn an_address_comes_back_only_after_a_flush_that_started_later() {
         ticker.join().unwrap();
         // What waits is not lost: the next tick finds it.
         machine.tick();
+        live.extend((live.len()..2).map(|_| map(&device).unwrap()));
+        assert!(live.iter().all(|&at| !machine.remembers(at)));
+    });
+}
+
+#[test]
+fn one_queue_for_all_cpus_keeps_the_same_promise() {
+    explore(1_000, || {
+        // Two pages of addresses, and a queue that is full with both.
+        let (machine, device) = boot_with(0x2fff, true, true);
+        let held = [map(&device).unwrap(), map(&device).unwrap()];
+        held.into_iter().for_each(|at| machine.remember(at));
+        let other = {
+            let (machine, device) = (machine.clone(), device.clone());
+            thread::spawn(move || {
+                platform::cpu::set(1);
+                unmap(&device, held[1]);
+                // Late enough for a range that was there with the first tick.
+                machine.tick_at(0);
+                machine.tick_at(1_000_000_000);
+            })
+        };
+        unmap(&device, held[0]);
+        let mut live: Vec<u64> = (0..2).map_while(|_| map(&device)).collect();
+        assert!(live.iter().all(|&at| !machine.remembers(at)));
+        other.join().unwrap();
+        // What waits is not lost.
+        machine.tick_at(2_000_000_000);
+        machine.tick_at(3_000_000_000);
         live.extend((live.len()..2).map(|_| map(&device).unwrap()));
         assert!(live.iter().all(|&at| !machine.remembers(at)));
     });

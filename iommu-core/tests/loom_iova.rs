@@ -4,13 +4,15 @@
 
 mod loom_common;
 
+use iommu_core::iova::IovaDomain;
 use loom::thread;
 use loom_common::{boot, explore, map, unmap};
-use platform::cpu;
+use platform::sync::Arc;
+use platform::{DmaAddr, Flushed, cpu};
 
 #[test]
 fn no_range_is_handed_out_twice() {
-    explore(1, || {
+    explore(50, || {
         // Three pages of addresses, and magazines of one: a CPU has two of the pages then, and the depot the third.
         let (machine, device) = boot(0x3fff, false);
         let held = [(); 3].map(|()| map(&device).unwrap());
@@ -36,5 +38,39 @@ fn no_range_is_handed_out_twice() {
         all.into_iter().for_each(|at| unmap(&device, at));
         assert!((0..3).all(|_| map(&device).is_some()));
         assert!(map(&device).is_none());
+    });
+}
+
+const PAGE: u64 = 4096;
+
+/// Takes so many pages, and gives them back.
+fn turn(iovas: &IovaDomain, pages: u64) -> bool {
+    let Some(at) = iovas.alloc(pages * PAGE, DmaAddr::new(u64::MAX)) else { return false };
+    // SAFETY: nothing is ever mapped.
+    iovas.free(at, pages * PAGE, &unsafe { Flushed::assert() });
+    true
+}
+
+#[test]
+fn sizes_take_each_others_pages_beside_a_tick_and_nothing_is_lost() {
+    explore(500, || {
+        cpu::set(0);
+        // Two pages: what one CPU has in a magazine the other must empty to have both, while a tick trims the depot.
+        let iovas =
+            Arc::new(IovaDomain::new(PAGE, DmaAddr::new(2 * PAGE), DmaAddr::new(4 * PAGE - 1), 2).unwrap());
+        let other = {
+            let iovas = Arc::clone(&iovas);
+            thread::spawn(move || {
+                cpu::set(1);
+                turn(&iovas, 1);
+                iovas.trim();
+            })
+        };
+        turn(&iovas, 2);
+        turn(&iovas, 1);
+        other.join().unwrap();
+        assert!(turn(&iovas, 2));
+        let counts = iovas.counts();
+        assert_eq!(counts.taken, counts.given_back);
     });
 }

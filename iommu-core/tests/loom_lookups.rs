@@ -11,7 +11,7 @@ use platform::cpu;
 
 #[test]
 fn a_table_page_goes_back_when_no_lookup_is_in_it() {
-    explore(1, || {
+    explore(100, || {
         let (machine, device) = boot(0x3fff, false);
         let at = map(&device).unwrap();
         machine.put_table_page();

@@ -123,6 +123,7 @@ unsafe impl DomainOps for Table {
 #[derive(Debug)]
 struct Toy {
     table: Arc<Table>,
+    shadow_on_flush: bool,
 }
 
 // SAFETY: as above.
@@ -134,7 +135,7 @@ unsafe impl IommuOps for Toy {
         true
     }
     fn probe_device(&self, _dev: PciAddress) -> Result<Probed, ProbeError> {
-        Ok(Probed::default())
+        Ok(Probed { shadow_on_flush: self.shadow_on_flush, ..Probed::default() })
     }
     fn release_device(&self, _dev: PciAddress) {}
     fn domain_alloc_paging(&self, _dev: PciAddress) -> Result<Arc<dyn DomainOps>, DomainError> {
@@ -180,7 +181,11 @@ impl Machine {
     }
 
     pub fn tick(&self) {
-        self.iommu.tick(Instant::from_nanos(0));
+        self.tick_at(0);
+    }
+
+    pub fn tick_at(&self, nanos: u64) {
+        self.iommu.tick(Instant::from_nanos(nanos));
     }
 }
 
@@ -202,6 +207,11 @@ pub fn explore(least: usize, model: impl Fn() + Send + Sync + 'static) {
 
 /// A machine with I/O addresses up to `last`, and its only device.
 pub fn boot(last: u64, lazy: bool) -> (Machine, Arc<Device>) {
+    boot_with(last, lazy, false)
+}
+
+/// The same, with one flush queue for all CPUs if `shadow_on_flush`.
+pub fn boot_with(last: u64, lazy: bool, shadow_on_flush: bool) -> (Machine, Arc<Device>) {
     platform::cpu::set(0);
     let host = Arc::new(Host::default());
     let table = Arc::new(Table {
@@ -213,7 +223,7 @@ pub fn boot(last: u64, lazy: bool) -> (Machine, Arc<Device>) {
     });
     let settings = Settings { lazy, ..Settings::default() };
     let iommu = Arc::new(Iommu::new(host, settings, None));
-    iommu.register(Arc::new(Toy { table: table.clone() }));
+    iommu.register(Arc::new(Toy { table: table.clone(), shadow_on_flush }));
     let mut topology = Topology::new();
     topology.insert(Node::new(NIC));
     iommu.probe(&topology, |_| false).unwrap();
