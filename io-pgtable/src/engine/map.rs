@@ -91,6 +91,7 @@ impl<F: Format> PageTable<F> {
         true
     }
 
+    /// All other calls of one size.
     #[inline(never)]
     fn map_any_size(
         &self,
@@ -108,11 +109,42 @@ impl<F: Format> PageTable<F> {
         let Some(len) = page_size.checked_mul(count as u64) else { return (0, Err(out_of_range)) };
         match self.check(iova, phys, len, prot, F::leaf_level(shift)) {
             Ok((root, address)) => {
-                let piece = Piece { iova: address, phys, len, prot };
-                self.map_run(root, &mut Position::nowhere(), piece, shift)
+                let mut piece = Piece { iova: address, phys, len, prot };
+                let done = self.map_in_table(root, piece, shift);
+                if done == len {
+                    return (done, Ok(()));
+                }
+                piece.advance(done);
+                let (rest, result) = self.map_run(root, &mut Position::nowhere(), piece, shift);
+                (done + rest, result)
             }
             Err(error) => (0, Err(error)),
         }
+    }
+
+    /// The usual call of many entries: in one table, which is there. Maps what it can so, and returns how many bytes.
+    #[inline(always)]
+    fn map_in_table(&self, root: Root, piece: Piece, shift: u32) -> u64 {
+        if self.cache.is_some() {
+            // Pointers on the way may have to be written back.
+            return 0;
+        }
+        // The smallest apart, so that all about it is constant.
+        let level = if shift == F::GRANULE_SHIFT { 1 } else { F::leaf_level(shift) };
+        let Some((table, index)) = self.table_at(root, piece.iova, level) else { return 0 };
+        let room = (self.entry_count(root, level) - index) >> (shift - F::level_shift(level));
+        let pages = room.min((piece.len >> shift) as usize);
+        let written = if shift == F::GRANULE_SHIFT {
+            fence(Ordering::Release);
+            let leaf = |n: usize| {
+                let phys = piece.phys.wrapping_add((n as u64) << F::GRANULE_SHIFT);
+                self.format.leaf(phys, F::GRANULE_SHIFT, 1, piece.prot)
+            };
+            self.write_rising(table, index, pages, leaf, false)
+        } else {
+            self.write_pages(table, index, pages, piece, shift, false)
+        };
+        (written as u64) << shift
     }
 
     /// Any range, by the largest pages that fit.
