@@ -9,7 +9,8 @@ use crate::ivrs::Override;
 /// Choices for a driver; the defaults are Linux's where it has them.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct Config {
-    /// Levels of a host page table, 3 to 6, cut down to what the unit can do. Four reach 48 bits.
+    /// Levels that a host page table may grow to from 3, at most 6, cut down to what the unit can do. Four reach 48 bits, and
+    /// each more costs every walk above that a step.
     pub levels: u8,
     /// Logarithm of the entries of a command buffer, 8 to 15.
     pub log2_commands: u32,

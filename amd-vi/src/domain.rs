@@ -4,14 +4,21 @@ use alloc::boxed::Box;
 use alloc::sync::{Arc, Weak};
 use core::mem::ManuallyDrop;
 
-use io_pgtable::{AmdV1, IoPageTable, IoPgtableCfg, PageTable, Translation as Mapped};
-use iommu_core::{AttachError, DomainError, DomainOps, SyncError};
+use io_pgtable::{
+    AmdV1, ChangeTop, IoPageTable, IoPgtableCfg, PageTable, Parts, Quirks, Translation as Mapped,
+};
+use iommu_core::{AttachError, DirtyError, DomainError, DomainOps, SyncError};
 use platform::pci::PciAddress;
+use platform::sync::Mutex;
 use platform::sync::atomic::{AtomicBool, AtomicU32, Ordering, fence};
-use platform::{DmaAddr, IotlbGather, MapError, PageSizes, PhysAddr, Prot, trace};
+use platform::{DmaAddr, IotlbGather, LeakCounter, MapError, PageSizes, PhysAddr, Prot, trace};
 
 use crate::driver::{Attachment, Shared};
 use crate::dte::Translation;
+use crate::unit::Unit;
+
+/// Levels that a table begins with (Linux: `starting_level`, counted from 0); they reach 512 GiB.
+const FIRST_LEVELS: u32 = 3;
 
 /// A domain with a host (v1) page table (Linux: `struct protection_domain`).
 #[doc(alias = "protection_domain")]
@@ -19,6 +26,11 @@ pub struct PagingDomain {
     id: u16,
     /// Freed by hand: not when a unit may still walk it.
     table: ManuallyDrop<PageTable<AmdV1>>,
+    /// What the device table entries of its devices say. Changed only with the driver's devices locked, so that an attach
+    /// sees what it is going to be while the table grows.
+    translation: Arc<Mutex<Translation>>,
+    /// Whether it was made to say what is written; if so, only units that can tell serve it.
+    has_dirty: bool,
     shared: Arc<Shared>,
     /// How many devices of each unit are attached (Linux: `pdom_iommu_info`).
     units: Box<[AtomicU32]>,
@@ -29,14 +41,44 @@ pub struct PagingDomain {
 }
 
 impl PagingDomain {
-    pub(crate) fn new(shared: &Arc<Shared>, levels: u8) -> Result<Arc<Self>, DomainError> {
-        // 12 bits of a page, and 9 for each level; the highest has what is left of 64.
-        let cfg = IoPgtableCfg::new((12 + 9 * u32::from(levels)).min(64));
-        let table = PageTable::new(shared.platform().clone(), &cfg).map_err(|_| DomainError::Exhausted)?;
-        let id = shared.domain_ids().alloc().ok_or(DomainError::Exhausted)?;
+    /// An empty domain whose table may grow to `most_levels`; with `has_dirty` it can say what is written.
+    pub(crate) fn new(
+        shared: &Arc<Shared>,
+        most_levels: u8,
+        has_dirty: bool,
+    ) -> Result<Arc<Self>, DomainError> {
+        let domain = shared.domain_ids().alloc().ok_or(DomainError::Exhausted)?;
+        let first = Translation::Paging { domain, root: PhysAddr::new(0), level: 0, dirty: false };
+        let translation = Arc::new(Mutex::new(first));
+        let parts = Parts {
+            frames: shared.platform().clone(),
+            cache: None,
+            change_top: Some(ChangeTop::new(most_levels.into(), {
+                // The domain keeps it; the table, which may be leaked, does not.
+                let (shared, translation) = (Arc::downgrade(shared), translation.clone());
+                move |top| {
+                    let shared = shared.upgrade().ok_or(MapError::Gone)?;
+                    let change = |to: &mut Translation| *to = to.with_top(top);
+                    let changed = shared.change_translation(domain, &translation, change);
+                    changed.map_err(|_| MapError::Gone)
+                }
+            })),
+        };
+        // 12 bits of a page, and 9 for each level.
+        let cfg = IoPgtableCfg::new(12 + 9 * FIRST_LEVELS).with_quirks(Quirks::FORCE_COHERENCE);
+        let table = match PageTable::with_parts(parts, &cfg) {
+            Ok(table) => table,
+            Err(_) => {
+                shared.domain_ids().free(domain);
+                return Err(DomainError::Exhausted);
+            }
+        };
+        *translation.lock() = first.with_top(table.root());
         Ok(Arc::new_cyclic(|me| Self {
-            id,
+            id: domain,
             table: ManuallyDrop::new(table),
+            translation,
+            has_dirty,
             units: shared.units().iter().map(|_| AtomicU32::new(0)).collect(),
             shared: shared.clone(),
             poisoned: AtomicBool::new(false),
@@ -72,13 +114,19 @@ impl PagingDomain {
 
     /// What the device table entry of an attached device says.
     pub(crate) fn translation(&self) -> Translation {
-        let root = self.table.root();
-        Translation::Paging { domain: self.id, root: root.phys, level: (root.level & 7) as u8 }
+        *self.translation.lock()
     }
 
-    /// Whether devices of a unit with tables of at most `levels` levels can use it.
-    pub(crate) fn fits(&self, levels: u8) -> bool {
-        self.table.root().level <= u32::from(levels)
+    fn tracks_dirty(&self) -> bool {
+        matches!(self.translation(), Translation::Paging { dirty: true, .. })
+    }
+
+    /// Whether devices of a unit can use it: one with tables of as many levels as it has or may come to, which can tell what
+    /// is written, should somebody ask.
+    pub(crate) fn fits(&self, unit: &Unit) -> bool {
+        let last = self.table.aperture().1.get();
+        let reaches = |levels: u8| levels >= 6 || last >> (12 + 9 * u32::from(levels)) == 0;
+        unit.host_levels().is_some_and(reaches) && (!self.has_dirty || unit.features().tracks_dirty())
     }
 
     /// Says that a device of `unit` is about to use the domain: from now on its unmaps are sent there. Before the unit can
@@ -172,6 +220,19 @@ unsafe impl DomainOps for PagingDomain {
         unsafe { self.table.map_pages(iova, phys, page_size, count, prot) }
     }
 
+    #[inline]
+    unsafe fn map_range(
+        &self,
+        iova: DmaAddr,
+        phys: PhysAddr,
+        len: u64,
+        prot: Prot,
+    ) -> (u64, Result<(), MapError>) {
+        trace::event("amd_iommu_map", iova.get(), len);
+        // SAFETY: the caller's promise.
+        unsafe { self.table.map_range(iova, phys, len, prot) }
+    }
+
     #[doc(alias = "amd_iommu_unmap_pages")]
     #[inline]
     unsafe fn unmap(&self, iova: DmaAddr, len: u64, gather: &mut IotlbGather<'_>) -> u64 {
@@ -207,6 +268,46 @@ unsafe impl DomainOps for PagingDomain {
 
     fn iova_to_phys(&self, iova: DmaAddr) -> Option<PhysAddr> {
         self.table.iova_to_phys(iova).map(|translation| translation.phys)
+    }
+
+    /// Every page is written as coherent (FC).
+    #[doc(alias = "amd_iommu_enforce_cache_coherency")]
+    fn enforce_cache_coherency(&self) -> bool {
+        true
+    }
+
+    #[doc(alias = "amd_iommu_set_dirty_tracking")]
+    fn set_dirty_tracking(&self, on: bool) -> Result<(), DirtyError> {
+        if !self.has_dirty {
+            return Err(DirtyError::Unsupported);
+        }
+        let set =
+            |on| self.shared.change_translation(self.id, &self.translation, |to| *to = to.with_dirty(on));
+        // What the units remember was not noted when it was used first.
+        let done = set(on).map_err(|_| SyncError).and_then(|()| self.flush(0, u64::MAX));
+        if done.is_err() && on {
+            // Some unit notes nothing: better that nobody relies on it. The caller has his error whatever comes of this.
+            let _ = set(false);
+        }
+        Ok(done?)
+    }
+
+    fn read_and_clear_dirty(
+        &self,
+        iova: DmaAddr,
+        len: u64,
+        clear: bool,
+        report: &mut dyn FnMut(DmaAddr, u64),
+    ) -> Result<(), DirtyError> {
+        if !self.tracks_dirty() {
+            return Err(if self.has_dirty { DirtyError::Off } else { DirtyError::Unsupported });
+        }
+        // The core gathers what is reported. This one has no tables, so nothing is lost with it.
+        let leaks = LeakCounter::new();
+        let mut gather = IotlbGather::new(&leaks);
+        // SAFETY: a table that an unmap takes out meanwhile stays until lookups like this one have ended, and reads as empty.
+        unsafe { self.table.read_and_clear_dirty(iova, len, clear, &mut gather, report) }
+            .map_err(|_| DirtyError::Unsupported)
     }
 
     fn page_sizes(&self) -> PageSizes {

@@ -5,8 +5,8 @@ use alloc::sync::Arc;
 use alloc::vec::Vec;
 
 use iommu_core::{
-    AttachError, Capability, DomainError, DomainOps, Fault, IommuOps, IrqRemap, ProbeError, Probed,
-    ResvRegion, ResvType,
+    AttachError, Capability, DomainError, DomainOps, Fault, IommuOps, IrqRemap, PagingFlags, ProbeError,
+    Probed, ResvRegion, ResvType,
 };
 use platform::pci::{ConfigSpace, PciAddress, RequesterId};
 use platform::sync::Mutex;
@@ -211,8 +211,7 @@ impl Shared {
         let state = devices.get_mut(&dev).ok_or(AttachError::Device)?;
         let segment = self.segments.get(&dev.segment).ok_or(AttachError::Device)?;
         if let Attachment::Paging(domain) = &new {
-            let fits = |unit: &Unit| unit.host_levels().is_some_and(|levels| domain.fits(levels));
-            if !state.units(self).all(fits) {
+            if !state.units(self).all(|unit| domain.fits(unit)) {
                 return Err(AttachError::Incompatible);
             }
             state.units(self).for_each(|unit| domain.enter(unit.index()));
@@ -279,6 +278,31 @@ impl Shared {
             segment.table.update(id, entry, || unit.flush_dte(id))?;
         }
         Ok(())
+    }
+
+    /// Changes what the device table entries of a domain's devices say, and rewrites them (Linux: `amd_iommu_change_top`,
+    /// `amd_iommu_set_dirty_tracking`). Devices that are attached later have the new entry, whatever this returns; where a unit
+    /// did not answer the device is blocked.
+    #[doc(alias = "amd_iommu_change_top")]
+    #[cold]
+    pub(crate) fn change_translation(
+        &self,
+        domain: u16,
+        translation: &Mutex<Translation>,
+        change: impl FnOnce(&mut Translation),
+    ) -> Result<(), CommandError> {
+        let devices = self.devices.lock();
+        change(&mut translation.lock());
+        let mut result = Ok(());
+        for (dev, state) in devices.iter() {
+            let Attachment::Paging(attached) = &state.attached else { continue };
+            if attached.id() == domain
+                && let Some(segment) = self.segments.get(&dev.segment)
+            {
+                result = result.and(self.write_entries(segment, &state.ids, &state.attached));
+            }
+        }
+        result
     }
 
     fn forget(&self, unit: &Unit, attachment: &Attachment) -> Result<(), CommandError> {
@@ -500,7 +524,10 @@ unsafe impl IommuOps for AmdVi {
     #[doc(alias = "amd_iommu_capable")]
     fn capable(&self, dev: PciAddress, capability: Capability) -> bool {
         match capability {
-            Capability::CacheCoherency => true,
+            Capability::CacheCoherency | Capability::EnforceCacheCoherency => true,
+            Capability::DirtyTracking => {
+                self.shared.unit_of(dev).is_some_and(|unit| unit.features().tracks_dirty())
+            }
             Capability::PreBootProtection => self.preboot_protection(),
             // What remembers absence is a hypervisor, which must see every change at once (Linux: NpCache means strict).
             Capability::DeferredFlush => self.shared.unit_of(dev).is_some_and(|unit| !unit.np_cache()),
@@ -519,12 +546,24 @@ unsafe impl IommuOps for AmdVi {
         self.shared.release(dev);
     }
 
-    #[doc(alias = "amd_iommu_domain_alloc_paging_flags")]
     fn domain_alloc_paging(&self, dev: PciAddress) -> Result<Arc<dyn DomainOps>, DomainError> {
+        self.domain_alloc_paging_flags(dev, PagingFlags::empty())
+    }
+
+    #[doc(alias = "amd_iommu_domain_alloc_paging_flags")]
+    fn domain_alloc_paging_flags(
+        &self,
+        dev: PciAddress,
+        flags: PagingFlags,
+    ) -> Result<Arc<dyn DomainOps>, DomainError> {
         let unit = self.shared.unit_of(dev).ok_or(DomainError::Unsupported)?;
         let most = unit.host_levels().ok_or(DomainError::Unsupported)?;
-        let levels = self.shared.config.levels.clamp(3, most);
-        let domain: Arc<dyn DomainOps> = PagingDomain::new(&self.shared, levels)?;
+        let has_dirty = flags.contains(PagingFlags::DIRTY_TRACKING);
+        if !PagingFlags::DIRTY_TRACKING.contains(flags) || has_dirty && !unit.features().tracks_dirty() {
+            return Err(DomainError::Unsupported);
+        }
+        let most_levels = self.shared.config.levels.clamp(3, most);
+        let domain: Arc<dyn DomainOps> = PagingDomain::new(&self.shared, most_levels, has_dirty)?;
         Ok(domain)
     }
 

@@ -4,6 +4,7 @@
 use core::fmt;
 
 use bitfield_struct::bitfield;
+use io_pgtable::Root;
 use platform::PhysAddr;
 
 /// Bits 127:0: what happens to the device's memory requests. Looked at when V is set.
@@ -123,6 +124,9 @@ impl InterruptHalf {
     }
 }
 
+/// The value of [`TranslationHalf::had`] with which the unit sets A and D.
+const HAD_ACCESSED_AND_DIRTY: u8 = 3;
+
 /// Values of [`InterruptHalf::int_ctl`].
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 #[repr(u8)]
@@ -175,7 +179,32 @@ pub enum Translation {
         root: PhysAddr,
         /// Its level, 1 to 6.
         level: u8,
+        /// Whether the unit marks entries that it uses, and pages that are written (HAD). For units with
+        /// [`ExtendedFeatures::tracks_dirty`](crate::registers::ExtendedFeatures::tracks_dirty).
+        dirty: bool,
     },
+}
+
+impl Translation {
+    /// The same with another top of its table; of one without a table, the same.
+    #[must_use]
+    pub(crate) fn with_top(self, top: Root) -> Self {
+        match self {
+            Self::Paging { domain, dirty, .. } => {
+                Self::Paging { domain, root: top.phys, level: (top.level & 7) as u8, dirty }
+            }
+            other => other,
+        }
+    }
+
+    /// The same with or without HAD; of one without a table, the same.
+    #[must_use]
+    pub(crate) fn with_dirty(self, dirty: bool) -> Self {
+        match self {
+            Self::Paging { domain, root, level, .. } => Self::Paging { domain, root, level, dirty },
+            other => other,
+        }
+    }
 }
 
 /// One device table entry.
@@ -204,10 +233,11 @@ impl Dte {
             Translation::Identity { domain } => {
                 lower.with_tv(true).with_ir(true).with_iw(true).with_domain_id(domain)
             }
-            Translation::Paging { domain, root, level } => lower
+            Translation::Paging { domain, root, level, dirty } => lower
                 .with_tv(true)
                 .with_ir(true)
                 .with_iw(true)
+                .with_had(if dirty { HAD_ACCESSED_AND_DIRTY } else { 0 })
                 .with_domain_id(domain)
                 .with_mode(level & 7)
                 .with_host_root((root.get() & 0x000f_ffff_ffff_f000) >> 12),

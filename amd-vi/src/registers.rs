@@ -327,6 +327,12 @@ impl ExtendedFeatures {
             _ => None,
         }
     }
+
+    /// Whether the unit can mark in host tables what is used and written (HASup and HDSup; Linux: `amd_iommu_hd_support`).
+    #[doc(alias = "amd_iommu_hd_support")]
+    pub const fn tracks_dirty(self) -> bool {
+        self.ha_sup() && self.hd_sup()
+    }
 }
 
 /// Extended Feature 2 Register (EFR2, MMIO offset 01A0h).

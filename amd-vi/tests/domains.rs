@@ -38,7 +38,7 @@ fn an_attached_device_has_its_domains_table() {
     let domain = paging(&setup, DEV);
     attach(&*domain, DEV, None).unwrap();
     let entry = setup.unit.entry(0x0100);
-    assert_eq!(entry[0] & !0x000f_ffff_ffff_f000, 0x6000_0000_0000_0803, "V, TV, four levels, IR, IW");
+    assert_eq!(entry[0] & !0x000f_ffff_ffff_f000, 0x6000_0000_0000_0603, "V, TV, three levels, IR, IW");
     assert_ne!(entry[0] & 0x000f_ffff_ffff_f000, 0);
     assert_ne!(domain_of(entry), 0);
     assert_eq!((entry[2], entry[3]), (FORWARD, 0));
@@ -174,11 +174,11 @@ fn a_sync_invalidates_the_range_and_waits() {
     let id = domain_of(setup.unit.entry(0x0100));
     setup.unit.take_commands();
     let leaks = LeakCounter::new();
-    let gather = map_and_unmap(&*domain, 0x7f00_1234_0000, 0x1000, 16, &leaks);
+    let gather = map_and_unmap(&*domain, 0x7f_1234_0000, 0x1000, 16, &leaks);
     assert_eq!(setup.unit.take_commands(), [], "nothing is invalidated before the sync");
     domain.iotlb_sync(&gather).unwrap();
     let commands = setup.unit.take_commands();
-    assert_eq!(commands[0], pages(id, 0x7f00_1234_7003));
+    assert_eq!(commands[0], pages(id, 0x7f_1234_7003));
     assert_eq!((commands.len(), commands[1].0 >> 60), (2, 1));
 
     setup.unit.switches.manual.store(true, Ordering::Relaxed);

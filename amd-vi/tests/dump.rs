@@ -124,7 +124,9 @@ fn pages_of_a_domain() {
         mapped.unwrap();
     }
     let id = setup.unit.entry(0x0100)[1] & 0xffff;
+    // Every page is coherent.
     let line = |iova: u64, phys: u64, len: u64, prot: Prot| {
+        let prot = prot | Prot::CACHE;
         format!("  {iova:#018x} -> {phys:#018x}  {len:#x} bytes  {prot:?}")
     };
     let text = pages(&setup, DEV);

@@ -99,10 +99,15 @@ fn events_print_as_linux_prints_them() {
 #[test]
 fn entries() {
     let root = PhysAddr::new(0x2345_6000);
-    let paging = Translation::Paging { domain: 0x1234, root, level: 4 };
+    let paging = Translation::Paging { domain: 0x1234, root, level: 4, dirty: false };
     let entry = Dte::new(paging, IntCtl::Forward, PersistentFlags::new());
     assert_eq!(entry.to_words(), [0x6000_0000_2345_6803, 0x1234, 1 | 1 << 60, 0]);
     assert_eq!(Dte::from_words(entry.to_words()), entry);
+
+    // HAD = 3, bits 8:7.
+    let tracking = Translation::Paging { domain: 0x1234, root, level: 4, dirty: true };
+    let entry = Dte::new(tracking, IntCtl::Forward, PersistentFlags::new());
+    assert_eq!(entry.to_words()[0], 0x6000_0000_2345_6983);
 
     let blocked = Dte::new(Translation::Blocked, IntCtl::Abort, PersistentFlags::new());
     assert_eq!(blocked.to_words(), [1, 0, 1, 0]);
@@ -121,7 +126,8 @@ fn entries_keep_what_firmware_asked_for() {
 
 #[test]
 fn no_reserved_bit_is_ever_set() {
-    let everything = Translation::Paging { domain: 0xffff, root: PhysAddr::new(u64::MAX), level: 6 };
+    let root = PhysAddr::new(u64::MAX);
+    let everything = Translation::Paging { domain: 0xffff, root, level: 6, dirty: true };
     let words = Dte::new(everything, IntCtl::Remap, PersistentFlags::from_bits(0xff)).to_words();
     assert_eq!(words[0] & 0x8000_0000_0000_007c, 0);
     assert_eq!(words[2] & 0x0030_0000_0000_0000, 0);

@@ -1,5 +1,6 @@
 //! A device that comes into a domain while one of its pages is unmapped. Either its unit finds the table as it is afterwards, or
-//! the flush goes to that unit too: otherwise the unit goes on using a page that was given back.
+//! the flush goes to that unit too: otherwise the unit goes on using a page that was given back. And one that comes while the
+//! table grows: its entry has the new top.
 
 #![cfg(loom)]
 
@@ -47,6 +48,31 @@ fn a_unit_on_its_way_in_sees_an_unmap_or_is_told_of_it() {
         assert!(machine.unit().cached.iter().all(|page| !page.load(Ordering::Relaxed)));
         // SAFETY: synced.
         let _flushed = unsafe { gather.flushed(machine.frames()) };
+        drop(domain);
+        machine.finish();
+    });
+}
+
+#[test]
+fn a_device_that_comes_while_the_table_grows_walks_from_the_new_top() {
+    let mut model = loom::model::Builder::new();
+    model.preemption_bound = Some(2);
+    model.check(|| {
+        let machine = Machine::boot();
+        machine.driver.probe_device(DEV).unwrap();
+        let domain = machine.driver.domain_alloc_paging(DEV).unwrap();
+        let attacher = {
+            let domain = domain.clone();
+            // SAFETY: nobody else moves the device, and it touches nothing.
+            thread::spawn(move || unsafe { domain.attach_dev(DEV, None) }.unwrap())
+        };
+        // SAFETY: there is no device that could touch anything.
+        let (_, mapped) =
+            unsafe { domain.map_pages(DmaAddr::new(1 << 39), PhysAddr::new(0x5000), PAGE, 1, Prot::READ) };
+        mapped.unwrap();
+        attacher.join().unwrap();
+        let entry = machine.driver.device_table(0).unwrap().entry(0);
+        assert_eq!(entry.translation.mode(), 4);
         drop(domain);
         machine.finish();
     });

@@ -492,6 +492,16 @@ pub fn bring_up_with(np_cache: bool, features: u64, blocks: &[Vec<u8>]) -> Setup
     Setup { machine, unit, hardware, driver }
 }
 
+/// The usual unit with these features and a table's most levels.
+pub fn bring_up_levels(features: u64, levels: u8) -> Setup {
+    let machine = Machine::new();
+    let unit = FakeUnit::new(features);
+    let hardware = hardware(&unit, false);
+    let table = ivrs(0x0020_3040, &[ivhd(0x10, 2, BASE, ENTRIES)]);
+    let driver = AmdVi::init(machine.clone(), &table, &hardware, Config { levels, ..config() }).unwrap();
+    Setup { machine, unit, hardware, driver }
+}
+
 pub fn bring_up() -> Setup {
     bring_up_with(false, FEATURES, &[ivhd(0x10, 2, BASE, ENTRIES)])
 }

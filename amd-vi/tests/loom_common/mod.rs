@@ -266,7 +266,7 @@ impl Machine {
         hardware.config.add_iommu(IOMMU, BASE, false);
         let table = ivrs(0x0020_3040, &[ivhd(0x10, 2, BASE, SELECT_DEV)]);
         let config = Config {
-            levels: 3,
+            levels: 4,
             log2_commands: 2,
             log2_events: 2,
             command_timeout: Duration::from_secs(1),

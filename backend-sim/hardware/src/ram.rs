@@ -151,6 +151,15 @@ impl Ram {
         Ok(self.word(phys)?.load(Ordering::Acquire))
     }
 
+    /// Replaces an aligned word in one step, if it is `old`; whether it was.
+    ///
+    /// # Errors
+    /// [`NotRam`], for an unaligned address too.
+    pub fn replace64(&self, phys: u64, old: u64, new: u64) -> Result<bool, NotRam> {
+        let word = self.word(phys)?;
+        Ok(word.compare_exchange(old, new, Ordering::AcqRel, Ordering::Acquire).is_ok())
+    }
+
     /// Writes an aligned word, as a release.
     ///
     /// # Errors

@@ -86,8 +86,9 @@ fn reserved_bits_make_an_entry_illegal() {
         (0, 4),
         (0, 6),
         (0, 63),
-        // Of features that this unit does not have: HAD, PPR, GV, GLX.
-        (0, 7),
+        // HAD = 2.
+        (0, 8),
+        // Of features that this unit does not have: PPR, GV, GLX.
         (0, 52),
         (0, 55),
         (0, 56),

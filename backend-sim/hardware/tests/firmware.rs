@@ -70,11 +70,14 @@ fn the_capability_block_agrees() {
     assert_eq!(dword(4) & 1, 1, "enabled, and so locked");
     let registers = machine.registers_at(base).expect("registers there");
     assert!(machine.registers_at(base + 0x4000).is_none());
-    // The features of the second IVHD are the registers': XTSup, IASup, GASup, HATS for six levels, MsiCapMmioSup; and 2048
+    // The features of the second IVHD are the registers': XTSup, IASup, GASup, HATS for six levels, MsiCapMmioSup, HASup, HDSup; and 2048
     // entries in an interrupt table.
     let second = &table[100..];
     let image = |at: usize| u64::from_le_bytes(second[at..at + 8].try_into().unwrap());
-    assert_eq!((second[0], image(24), image(32)), (0x11, 1 << 2 | 3 << 6 | 2 << 10 | 1 << 46, 1 << 8));
+    assert_eq!(
+        (second[0], image(24), image(32)),
+        (0x11, 1 << 2 | 3 << 6 | 2 << 10 | 1 << 46 | 1 << 49 | 1 << 52, 1 << 8)
+    );
     assert_eq!((registers.read64(0x30), registers.read64(0x1a0)), (image(24), image(32)));
     // A function of the class IOMMU, on bus 0.
     assert_eq!(config_read(&machine.pci, IOMMU, 0x08) >> 8, 0x08_0600);

@@ -315,7 +315,7 @@ unsafe impl<F: Format> IoPageTable for PageTable<F> {
         len: u64,
         prot: Prot,
     ) -> (u64, Result<(), MapError>) {
-        trace::event("io_pgtable_ops.map_range", iova.get(), len);
+        trace::event("io_pgtable_ops.map_pages", iova.get(), len);
         self.map_fitting(iova, phys, len, prot)
     }
 

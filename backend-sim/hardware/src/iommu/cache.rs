@@ -16,6 +16,8 @@ pub(super) struct Leaf {
     pub(super) shift: u32,
     pub(super) read: bool,
     pub(super) write: bool,
+    /// A write need not mark the entry: it was marked by one before, or nobody asked for marks when the entry was read.
+    pub(super) marked: bool,
 }
 
 /// A pointer to a table, with the permissions of the levels above it.
@@ -107,6 +109,13 @@ impl Caches {
             }
         }
         None
+    }
+
+    /// Forgets the leaf that [`Caches::leaf`] finds for an address.
+    pub(super) fn drop_leaf(&mut self, domain: u16, address: u64) {
+        if let Some(Leaf { shift, .. }) = self.leaf(domain, address) {
+            self.leaves.remove(&(domain, shift, address >> shift));
+        }
     }
 
     pub(super) fn insert_leaf(&mut self, domain: u16, address: u64, leaf: Leaf, capacity: Option<usize>) {

@@ -10,6 +10,9 @@ const XT_SUP: u64 = 1 << 2;
 const MSI_CAP_MMIO_SUP: u64 = 1 << 46;
 /// NumIntRemap = 1: 2048 entries in an interrupt table.
 const NUM_INT_REMAP_2K: u64 = 1 << 8;
+/// HASup and HDSup: entries are marked as used and written.
+const HA_SUP: u64 = 1 << 49;
+const HD_SUP: u64 = 1 << 52;
 /// HATS = 2: host tables of up to 6 levels.
 const HATS_6_LEVELS: u64 = 2 << 10;
 
@@ -35,7 +38,7 @@ pub struct Config {
 impl Default for Config {
     fn default() -> Self {
         Self {
-            efr: IA_SUP | HATS_6_LEVELS | XT_SUP | GA_SUP | MSI_CAP_MMIO_SUP,
+            efr: IA_SUP | HATS_6_LEVELS | XT_SUP | GA_SUP | MSI_CAP_MMIO_SUP | HA_SUP | HD_SUP,
             efr2: NUM_INT_REMAP_2K,
             np_cache: false,
             iotlb_sup: true,
@@ -48,6 +51,16 @@ impl Default for Config {
 impl Config {
     pub(super) fn has_invalidate_all(&self) -> bool {
         self.efr & IA_SUP != 0
+    }
+
+    /// Whether an entry may have this HAD: 0 none, 1 accessed, 3 accessed and dirty; 2 is reserved.
+    pub(super) fn allows_had(&self, had: u64) -> bool {
+        match had {
+            0 => true,
+            1 => self.efr & HA_SUP != 0,
+            3 => self.efr & (HA_SUP | HD_SUP) == HA_SUP | HD_SUP,
+            _ => false,
+        }
     }
 
     /// The most levels that a host table may have; 0 when host translation is off.

@@ -9,8 +9,8 @@ pub(super) struct Dte([u64; 4]);
 
 /// Bits that must be zero in words 0 to 3.
 const RESERVED: [u64; 4] = [0x8000_0000_0000_007c, 0, 0x0030_0000_0000_0000, 0x003f_0000_0000_7fff];
-/// Fields of word 0 that belong to features which this unit does not have: HAD, PPR, GPRP, GIoV, GV, GLX, GCR3.
-const ABSENT_FEATURES_0: u64 = 0x1ff0_0000_0000_0180;
+/// Fields of word 0 that belong to features which this unit does not have: PPR, GPRP, GIoV, GV, GLX, GCR3.
+const ABSENT_FEATURES_0: u64 = 0x1ff0_0000_0000_0000;
 
 impl Dte {
     /// Reads an entry as hardware does: in two halves of 16 bytes.
@@ -30,6 +30,21 @@ impl Dte {
     /// TV.
     pub(super) fn translation_valid(self) -> bool {
         self.0[0] & 2 != 0
+    }
+
+    /// HAD.
+    pub(super) fn had(self) -> u64 {
+        self.0[0] >> 7 & 3
+    }
+
+    /// Whether table entries are marked as used (A).
+    pub(super) fn marks_accessed(self) -> bool {
+        self.had() != 0
+    }
+
+    /// Whether leaves are marked as written (D).
+    pub(super) fn marks_dirty(self) -> bool {
+        self.had() == 3
     }
 
     /// Mode: levels of the host table.

@@ -216,6 +216,10 @@ impl Shared {
             }
             return Outcome::Miss;
         };
+        if write && leaf.write && dte.write_allowed() && !leaf.marked {
+            // The first write through a leaf marks the entry, which takes a look at it.
+            return Outcome::Miss;
+        }
         self.use_leaf(caches, dte, leaf, device, address, len, write)
     }
 
@@ -233,7 +237,7 @@ impl Shared {
         if !dte.valid() {
             return Some(untranslated);
         }
-        if dte.memory_half_reserved(&self.config) {
+        if dte.memory_half_reserved(&self.config) || !self.config.allows_had(dte.had()) {
             return Some(Outcome::Refuse(Some(Event::illegal_dte(device, address, write, false, true))));
         }
         let fault = |refusal| Outcome::Refuse(page_fault(caches, dte, device, address, write, refusal));
@@ -295,6 +299,8 @@ impl Shared {
         }
         match walker::walk(&self.ram, &mut caches, dte, address, write) {
             Ok(leaf) => {
+                // One that was not marked as written yet: the page may be of another size by now.
+                caches.drop_leaf(dte.domain(), address);
                 caches.insert_leaf(dte.domain(), address, leaf, self.config.iotlb_capacity);
                 Ok(())
             }

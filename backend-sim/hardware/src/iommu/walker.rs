@@ -3,9 +3,13 @@
 use super::cache::{Caches, Leaf, Pointer, span};
 use super::device_table::Dte;
 use super::event::Refusal;
-use crate::ram::Ram;
+use crate::ram::{NotRam, Ram};
 
 const PRESENT: u64 = 1;
+/// A: the entry has been used. In pointers and leaves.
+const ACCESSED: u64 = 1 << 5;
+/// D: the page has been written. In leaves.
+const DIRTY: u64 = 1 << 6;
 const ADDRESS: u64 = 0x000f_ffff_ffff_f000;
 /// Bits 56:52 and 58:57 of a leaf must be zero.
 const LEAF_RESERVED: u64 = 0x07f0_0000_0000_0000;
@@ -43,7 +47,8 @@ pub(super) fn walk(
     loop {
         let index = address >> span(at.level) & 0x1ff;
         let place = at.table + 8 * index;
-        let entry = ram.read64(place).map_err(|_| Refusal::TableUnreadable(place))?;
+        let unreadable = |_| Refusal::TableUnreadable(place);
+        let entry = ram.read64(place).map_err(unreadable)?;
         if entry & PRESENT == 0 {
             return Err(Refusal::NotPresent);
         }
@@ -59,8 +64,13 @@ pub(super) fn walk(
         }
         if is_leaf {
             let shift = leaf_shift(entry, at.level, next == 7)?;
+            let written = write && dte.marks_dirty();
+            let marks = if written { ACCESSED | DIRTY } else { ACCESSED };
+            if dte.marks_accessed() && !mark(ram, place, entry, marks).map_err(unreadable)? {
+                continue;
+            }
             let phys = entry & ADDRESS & !((1 << shift) - 1);
-            return Ok(Leaf { phys, shift, read, write: writable });
+            return Ok(Leaf { phys, shift, read, write: writable, marked: written || !dte.marks_dirty() });
         }
         if next >= at.level {
             return Err(Refusal::BadLevel);
@@ -68,10 +78,19 @@ pub(super) fn walk(
         if skips(address, at.level, next) {
             return Err(Refusal::BadLevel);
         }
+        if dte.marks_accessed() && !mark(ram, place, entry, ACCESSED).map_err(unreadable)? {
+            continue;
+        }
         let pointer = Pointer { table: entry & ADDRESS, level: next, read, write: writable };
         caches.insert_pointer(domain, address, at.level, pointer);
         at = pointer;
     }
+}
+
+/// Sets bits of an entry that is still what it was; if not, nothing is set. Of a page with several entries, the one that was
+/// used alone is marked.
+fn mark(ram: &Ram, place: u64, entry: u64, bits: u64) -> Result<bool, NotRam> {
+    if entry & bits == bits { Ok(true) } else { ram.replace64(place, entry, entry | bits) }
 }
 
 /// Whether the address has index bits for levels between `from` and `to`: they must be zero.
