@@ -32,7 +32,7 @@ pub struct DeviceTable {
 
 impl DeviceTable {
     /// A table for devices 0 to `highest` in which every device is blocked, interrupts included but those of `special`
-    /// devices. The flags of a device are those of the smallest of `ranges` that contains it.
+    /// devices. The flags of a device are those of the smallest of `ranges` that contains it and has some.
     ///
     /// # Errors
     /// [`OutOfFrames`] when there is no memory for it.
@@ -47,7 +47,8 @@ impl DeviceTable {
         let entries = (memory.size() / Dte::SIZE) as usize;
         let mut flags = vec![PersistentFlags::new(); entries].into_boxed_slice();
         let mut widths = vec![u32::MAX; entries];
-        for (first, last, kept) in ranges {
+        // An entry without flags asks for nothing: an HPET, say, under the name of an IO-APIC that has some.
+        for (first, last, kept) in ranges.filter(|(_, _, kept)| kept.into_bits() != 0) {
             let width = u32::from(last).saturating_sub(u32::from(first));
             let devices = usize::from(first)..(usize::from(last) + 1).min(entries);
             for device in devices {

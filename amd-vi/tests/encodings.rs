@@ -4,6 +4,9 @@ use amd_vi::command::Command;
 use amd_vi::dte::{Dte, IntCtl, PersistentFlags, Translation, TranslationHalf};
 use amd_vi::event::{Event, EventCode};
 use amd_vi::invalidate::Cover;
+use amd_vi::irte::{Irte, IrteFormat};
+use amd_vi::registers::XtInterruptControl;
+use iommu_core::{DestinationMode, IrqDelivery, IrqTarget};
 use platform::pci::RequesterId;
 use platform::{DmaAddr, PhysAddr};
 
@@ -122,6 +125,44 @@ fn entries_keep_what_firmware_asked_for() {
     let flags = PersistentFlags::from_bits(0xd7);
     let blocked = Dte::new(Translation::Blocked, IntCtl::Abort, flags);
     assert_eq!(blocked.to_words(), [1 | 1 << 62, 1 << 40, 1 | 7 << 56 | 3 << 62, 0]);
+}
+
+#[test]
+fn interrupt_entries() {
+    let fixed = IrqTarget::fixed(0x41, 3);
+    assert_eq!(Irte::Remapped(fixed).to_32().into_bits(), 0x0041_0301);
+    let wide = IrqTarget::fixed(0x41, 0x0501_0203);
+    assert_eq!(Irte::Remapped(wide).to_128().into_bits(), 0x0500_0000_0000_0041_0000_0000_0102_0301);
+    let logical =
+        IrqTarget { mode: DestinationMode::Logical, delivery: IrqDelivery::LowestPriority, ..fixed };
+    assert_eq!(Irte::Remapped(logical).to_32().into_bits(), 0x0041_0345);
+    assert_eq!(Irte::Remapped(logical).to_128().into_bits(), 0x41_0000_0000_0000_0345);
+    for entry in [(Irte::Free, 0), (Irte::Masked, 2)] {
+        assert_eq!((entry.0.to_32().into_bits(), entry.0.to_128().into_bits()), (entry.1, entry.1.into()));
+    }
+    assert_eq!((IrteFormat::Bits32.size(), IrteFormat::Bits128.size()), (4, 16));
+}
+
+#[test]
+fn entries_that_remap_interrupts() {
+    // INIT, EInt and NMI pass; 512 entries at 3456_0000h.
+    let entry = Dte::new(Translation::Blocked, IntCtl::Abort, PersistentFlags::from_bits(7));
+    let interrupt = entry.interrupt.remapped(PhysAddr::new(0x3456_0000), 9);
+    assert_eq!(Dte { interrupt, ..entry }.to_words(), [1, 0, 0x2700_0000_3456_0013, 0]);
+    let highest = entry.interrupt.remapped(PhysAddr::new(u64::MAX), 11).into_bits() as u64;
+    assert_eq!(highest, 0x270f_ffff_ffff_ffd7);
+}
+
+#[test]
+fn the_units_own_x2apic_interrupts() {
+    let target = IrqTarget {
+        vector: 0x41,
+        destination: 0x0501_0203,
+        mode: DestinationMode::Logical,
+        delivery: IrqDelivery::LowestPriority,
+    };
+    assert_eq!(XtInterruptControl::to(target).into_bits(), 0x0500_0141_0102_0304);
+    assert_eq!(XtInterruptControl::to(IrqTarget::fixed(0xff, 0)).into_bits(), 0x00ff_0000_0000);
 }
 
 #[test]
