@@ -7,7 +7,7 @@ use std::time::Duration;
 use iommu_core::Settings;
 use platform::pci::PciAddress;
 
-use crate::board::{Board, Q35, RISCV_VIRT};
+use crate::board::{ARM_VIRT, Board, Q35, RISCV_VIRT};
 use crate::program::{Emulator, Program, Version};
 
 /// The IOMMU of a machine.
@@ -16,6 +16,7 @@ pub(crate) enum Unit {
     None,
     Amd,
     VtdFirstStage,
+    VtdSecondStage,
     /// The board's own.
     OnBoard,
 }
@@ -68,6 +69,12 @@ impl Config {
         Self { board: &RISCV_VIRT, iommu: Unit::OnBoard, ..Self::q35() }
     }
 
+    /// QEMU's own 64-bit ARM machine (`virt`) with 256 MiB of memory and an SMMUv3, registers at 905_0000h; as
+    /// [`Config::riscv_virt`].
+    pub fn arm_virt() -> Self {
+        Self { board: &ARM_VIRT, iommu: Unit::OnBoard, ..Self::q35() }
+    }
+
     /// Which of QEMU's programs runs it.
     pub fn emulator(&self) -> Emulator {
         self.board.emulator
@@ -100,6 +107,13 @@ impl Config {
     #[must_use]
     pub fn vtd_first_stage(mut self) -> Self {
         self.iommu = Unit::VtdFirstStage;
+        self
+    }
+
+    /// The same with second-stage tables.
+    #[must_use]
+    pub fn vtd_second_stage(mut self) -> Self {
+        self.iommu = Unit::VtdSecondStage;
         self
     }
 
@@ -173,7 +187,7 @@ impl Config {
     }
 
     /// The command line.
-    pub(crate) fn arguments(&self, version: Version, ram: &str, firmware: &str) -> Vec<OsString> {
+    pub(crate) fn arguments(&self, version: Version, ram: &str, firmware: Option<&str>) -> Vec<OsString> {
         let memory = self.memory >> 20;
         let text = |words: &str| words.split_whitespace().map(OsString::from).collect::<Vec<_>>();
         // Time jumps to the next thing that happens.
@@ -185,7 +199,8 @@ impl Config {
         arguments.extend(text(&format!(
             "-m {memory} -object memory-backend-file,id=ram,size={memory}M,mem-path={ram},share=on"
         )));
-        arguments.extend(text(&format!("-bios {firmware}")));
+        arguments.extend(text(self.board.processor));
+        arguments.extend(firmware.into_iter().flat_map(|path| ["-bios".into(), path.into()]));
         // Standard input is the socket.
         arguments.extend(text("-chardev socket,id=qtest,fd=0 -qtest chardev:qtest"));
         arguments.extend(text("-monitor none"));
@@ -200,6 +215,10 @@ impl Config {
                 Some("intel-iommu,x-scalable-mode=on,x-flts=on")
             }
             Unit::VtdFirstStage => Some("intel-iommu,scalable-mode=on,fsts=on"),
+            Unit::VtdSecondStage if version < SCALABLE_MODE_IS_STABLE => {
+                Some("intel-iommu,x-scalable-mode=on")
+            }
+            Unit::VtdSecondStage => Some("intel-iommu,scalable-mode=on"),
         };
         if let Some(unit) = unit {
             let options = self.iommu_options.iter().map(String::as_str);

@@ -111,9 +111,9 @@ impl QemuMachine {
         let mut ram = Ram::new(config.memory as usize)?;
         ram.start_with(board.halt);
         let firmware = halting_firmware()?;
-        let firmware = if board.is_pc { path_of(&firmware) } else { "none".into() };
+        let firmware_path = board.is_pc.then(|| path_of(&firmware));
         let (ours, theirs) = UnixStream::pair()?;
-        let arguments = config.arguments(version, &ram.path(), &firmware);
+        let arguments = config.arguments(version, &ram.path(), firmware_path.as_deref());
         let process = Process::start(&program, arguments, theirs)?;
         let qtest = Arc::new(Qtest::new(ours)?);
         let failed = |error| QemuError::Qemu { error, messages: process.messages() };

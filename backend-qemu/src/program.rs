@@ -15,6 +15,8 @@ pub enum Emulator {
     X86_64,
     /// The one that emulates 64-bit RISC-V machines.
     RiscV64,
+    /// The one that emulates 64-bit ARM machines.
+    Aarch64,
 }
 
 impl Emulator {
@@ -22,6 +24,7 @@ impl Emulator {
         match self {
             Self::X86_64 => "qemu-system-x86_64",
             Self::RiscV64 => "qemu-system-riscv64",
+            Self::Aarch64 => "qemu-system-aarch64",
         }
     }
 }

@@ -11,6 +11,14 @@ use super::{PAGE, RW};
 pub(crate) trait Tables {
     fn machine(&self) -> &QemuMachine;
     fn edu(&self) -> &Edu;
+    /// The smallest page, in bytes.
+    fn granule(&self) -> u64 {
+        PAGE as u64
+    }
+    /// What the format can say; permissions that it cannot are left out.
+    fn prots(&self) -> &[Prot] {
+        &[RW, Prot::READ]
+    }
     /// Maps one page, and has the IOMMU look again.
     fn map(&mut self, at: u64, phys: u64, size: u64, prot: Prot);
     /// Unmaps it, and has the IOMMU forget it.
@@ -43,11 +51,13 @@ fn copy(unit: &dyn Tables, from: u64, to: u64) {
 }
 
 /// Each page (a size, and where in memory it begins) in its first and last frame, at `iova`: what may be read and written is,
-/// what may only be read is not written, and beside it and afterwards there is nothing.
+/// what may only be read is not written, what may only be written is not read, and beside it and afterwards there is nothing.
 pub(crate) fn every_page(unit: &mut dyn Tables, iova: u64, pages: &[(u64, u64)]) {
     const HOME: u64 = 0x10_0000;
-    let home = frame_below(unit.machine(), u64::MAX);
-    unit.map(HOME, home.get(), PAGE as u64, RW);
+    let granule = unit.granule();
+    let whole = FrameRequest { align: granule as usize, ..FrameRequest::anywhere(granule as usize) };
+    let home = unit.machine().platform().alloc(whole).unwrap();
+    unit.map(HOME, home.get(), granule, RW);
     let mut value = 0x0102_0304_0506_0708_u64;
     let mut next = move || {
         value = value.rotate_left(9) ^ 0x5555;
@@ -67,19 +77,20 @@ pub(crate) fn every_page(unit: &mut dyn Tables, iova: u64, pages: &[(u64, u64)])
                 "{frame} is not in the page at {phys:#x}"
             );
             let at = iova + (frame.get() - phys);
-            for prot in [RW, Prot::READ] {
+            for prot in unit.prots().to_vec() {
                 unit.map(iova, phys, size, prot);
                 let (old, new) = (next(), next());
                 put(unit.machine(), frame, old);
+                put(unit.machine(), home, new);
                 copy(unit, at, HOME);
                 assert_eq!(
-                    word(unit.machine(), home),
-                    old,
+                    word(unit.machine(), home) == old,
+                    prot.contains(Prot::READ),
                     "reading {at:#x} of {size:#x} bytes with {prot:?}"
                 );
                 put(unit.machine(), home, new);
                 copy(unit, HOME, at);
-                let expected = if prot == RW { new } else { old };
+                let expected = if prot.contains(Prot::WRITE) { new } else { old };
                 assert_eq!(word(unit.machine(), frame), expected, "writing {size:#x} bytes with {prot:?}");
                 for beside in [iova - 8, iova + size] {
                     put(unit.machine(), home, new);

@@ -23,9 +23,9 @@ const SUITES: [Suite; 2] = [
     Suite { name: "trixie-backports", base: "trixie", wanted: "11.1.3" },
 ];
 
-const PACKAGES: [&str; 2] = ["qemu-system-x86", "qemu-system-riscv"];
+const PACKAGES: [&str; 3] = ["qemu-system-x86", "qemu-system-riscv", "qemu-system-arm"];
 /// What a folder has at its top, to be started.
-const PROGRAMS: [&str; 2] = ["qemu-system-x86_64", "qemu-system-riscv64"];
+const PROGRAMS: [&str; 3] = ["qemu-system-x86_64", "qemu-system-riscv64", "qemu-system-aarch64"];
 /// The file that is there when a folder is complete; it holds the version.
 const COMPLETE: &str = "version";
 
@@ -38,7 +38,7 @@ pub(crate) struct Fetched {
 impl Fetched {
     /// The emulator of a PC, to be started.
     pub(crate) fn program(&self) -> PathBuf {
-        let [pc, _] = PROGRAMS;
+        let [pc, ..] = PROGRAMS;
         self.folder.join(pc)
     }
 }
@@ -58,7 +58,7 @@ fn suite(suite: &Suite) -> Result<Fetched, String> {
     let folder = target().join("qemu").join(suite.name);
     let needed = PROGRAMS.iter().chain([&COMPLETE]);
     if !needed.into_iter().all(|name| folder.join(name).is_file()) {
-        println!("fetching {} of {}", PACKAGES.join(" and "), suite.name);
+        println!("fetching {} of {}", PACKAGES.join(", "), suite.name);
         // What an interrupted run has left.
         remove(&folder)?;
         let work = target().join("qemu").join(format!("{}.apt", suite.name));
