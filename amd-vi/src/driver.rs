@@ -529,8 +529,7 @@ unsafe impl IommuOps for AmdVi {
                 self.shared.unit_of(dev).is_some_and(|unit| unit.features().tracks_dirty())
             }
             Capability::PreBootProtection => self.preboot_protection(),
-            // What remembers absence is a hypervisor, which must see every change at once (Linux: NpCache means strict).
-            Capability::DeferredFlush => self.shared.unit_of(dev).is_some_and(|unit| !unit.np_cache()),
+            Capability::DeferredFlush => self.shared.unit_of(dev).is_some(),
             Capability::IsolatedMsi => self.shared.irqs.is_ok() && self.shared.unit_of(dev).is_some(),
             _ => false,
         }
@@ -573,6 +572,11 @@ unsafe impl IommuOps for AmdVi {
 
     fn blocked_domain(&self) -> Option<Arc<dyn DomainOps>> {
         Some(Arc::new(BlockedDomain { shared: self.shared.clone() }))
+    }
+
+    /// What remembers absence is a hypervisor, which has work with each flush and each map alike: lazily there is little to gain.
+    fn strict_by_default(&self, dev: PciAddress) -> bool {
+        self.shared.unit_of(dev).is_some_and(Unit::np_cache)
     }
 
     #[doc(alias = "amd_iommu_get_resv_regions")]

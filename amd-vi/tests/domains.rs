@@ -206,7 +206,8 @@ fn a_unit_that_remembers_absence_hears_of_maps_and_gets_exact_ranges() {
     let domain = paging(&setup, DEV);
     attach(&*domain, DEV, None).unwrap();
     assert!(domain.needs_sync_map());
-    assert!(!setup.driver.capable(DEV, Capability::DeferredFlush));
+    assert!(setup.driver.capable(DEV, Capability::DeferredFlush), "who asks for it by name gets it");
+    assert!(setup.driver.strict_by_default(DEV));
     setup.unit.take_commands();
     domain.iotlb_sync_map(DmaAddr::new(0x1000), 0x7000).unwrap();
     let fields: Vec<u64> = setup.unit.take_invalidations().iter().map(|(_, q1)| *q1).collect();
@@ -220,6 +221,7 @@ fn other_units_hear_nothing_of_maps() {
     attach(&*domain, DEV, None).unwrap();
     assert!(!domain.needs_sync_map());
     assert!(setup.driver.capable(DEV, Capability::DeferredFlush));
+    assert!(!setup.driver.strict_by_default(DEV));
     setup.unit.take_commands();
     domain.iotlb_sync_map(DmaAddr::new(0x1000), 0x7000).unwrap();
     assert_eq!(setup.unit.take_commands(), []);

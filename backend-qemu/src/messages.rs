@@ -175,6 +175,10 @@ unsafe impl IommuOps for WithMessages {
         self.driver.def_domain_type(dev)
     }
 
+    fn strict_by_default(&self, dev: PciAddress) -> bool {
+        self.driver.strict_by_default(dev)
+    }
+
     fn resv_regions(&self, dev: PciAddress) -> Vec<ResvRegion> {
         let mut regions = self.driver.resv_regions(dev);
         regions.push(self.page.region());

@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 
 use backend_qemu::Defect;
 use common::{EDU, PAGE, RW, Rig, map, unmap, with_edu};
-use iommu_core::{DomainType, GroupError, Owner, Settings};
+use iommu_core::{DomainType, Owner};
 use platform::{DmaAddr, PhysAddr};
 
 /// An I/O address that means something else in every domain.
@@ -226,14 +226,4 @@ impl Drop for StopOnDrop<'_> {
     fn drop(&mut self) {
         self.0.store(true, Ordering::Relaxed);
     }
-}
-
-/// QEMU's IOMMU says that it remembers what was not there (NpCache), as what a hypervisor emulates does: then DMA is strict,
-/// whatever the settings ask for.
-#[test]
-fn an_emulated_iommu_is_not_used_lazily() {
-    let settings = Settings { lazy: true, ..Settings::default() };
-    let Some(rig) = Rig::start(with_edu().settings(settings)) else { return };
-    assert_eq!(rig.group.domain_type(), Some(DomainType::Dma));
-    assert_eq!(rig.group.set_type(DomainType::DmaFq), Err(GroupError::TypeNotAllowed(DomainType::DmaFq)));
 }

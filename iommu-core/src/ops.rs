@@ -292,6 +292,15 @@ pub unsafe trait IommuOps: Send + Sync + fmt::Debug {
         None
     }
 
+    /// Whether DMA of a device is strict unless somebody asks for a lazy domain by name, whatever the settings say (Linux: a
+    /// driver that calls `iommu_set_dma_strict`): every unmap costs this IOMMU little more than none, or a hypervisor wants to
+    /// see each. No by default.
+    #[doc(alias = "iommu_set_dma_strict")]
+    fn strict_by_default(&self, dev: PciAddress) -> bool {
+        let _ = dev;
+        false
+    }
+
     /// I/O addresses that are not free for a device (Linux: `get_resv_regions`).
     fn resv_regions(&self, dev: PciAddress) -> Vec<ResvRegion> {
         let _ = dev;

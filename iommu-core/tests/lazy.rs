@@ -163,6 +163,28 @@ fn a_driver_that_cannot_defer_is_strict() {
     assert_eq!(flushes(&bench), 1);
 }
 
+/// Linux: `iommu_set_dma_strict` changes what is chosen, not what may be asked for.
+#[test]
+fn a_driver_that_would_rather_not_defer_does_when_it_is_asked_by_name() {
+    let mut setup = Setup::default().lazy();
+    setup.knobs.strict_by_default = true;
+    let bench = setup.bench();
+    let group = bench.group(NIC);
+    assert_eq!(group.domain_type(), Some(DomainType::Dma), "the settings ask for lazy, but not by name");
+    group.set_type(DomainType::DmaFq).unwrap();
+    assert_eq!(group.domain_type(), Some(DomainType::DmaFq));
+    let device = bench.bind_trusted(NIC);
+    bench.toy.take_log();
+    let at = map_page(&device).unwrap();
+    unmap_page(&device, at).unwrap();
+    assert_eq!(flushes(&bench), 0);
+    bench.tick();
+    assert_eq!(flushes(&bench), 1);
+    drop(device);
+    group.set_type(None).unwrap();
+    assert_eq!(group.domain_type(), Some(DomainType::Dma), "chosen anew it is strict again");
+}
+
 #[test]
 fn a_tick_flushes_once_for_all_and_not_when_nothing_waits() {
     let (bench, device) = lazy();

@@ -150,8 +150,10 @@ fn make(group: &Group, state: &State, wanted: Option<DomainType>) -> Result<Arc<
         return alloc(group, state, demanded);
     }
     let chosen = group.settings.default_type();
-    // A driver that cannot defer is strict.
-    let chosen = if check_type(state, chosen).is_ok() { chosen } else { DomainType::Dma };
+    // A driver that cannot defer is strict, and one that does not want to until it is asked by name.
+    let strict = || state.members.iter().any(|member| member.ops.strict_by_default(member.address));
+    let possible = check_type(state, chosen).is_ok() && (chosen != DomainType::DmaFq || !strict());
+    let chosen = if possible { chosen } else { DomainType::Dma };
     // What nobody asked for by name falls back.
     match alloc(group, state, chosen) {
         Err(GroupError::Domain(_)) if chosen != DomainType::Dma => alloc(group, state, DomainType::Dma),

@@ -36,6 +36,8 @@ pub struct Knobs {
     pub aliases: BTreeMap<PciAddress, Vec<RequesterId>>,
     pub not_mine: BTreeSet<PciAddress>,
     pub can_defer: bool,
+    /// Strict unless asked for lazy by name.
+    pub strict_by_default: bool,
     pub shadow_on_flush: bool,
     pub has_identity: bool,
     /// Without it an empty domain blocks.
@@ -69,6 +71,7 @@ impl Default for Knobs {
             aliases: BTreeMap::new(),
             not_mine: BTreeSet::new(),
             can_defer: true,
+            strict_by_default: false,
             shadow_on_flush: false,
             has_identity: true,
             has_blocked: true,
@@ -360,6 +363,10 @@ unsafe impl IommuOps for Toy {
 
     fn def_domain_type(&self, dev: PciAddress) -> Option<DomainType> {
         self.shared.knobs.def_types.get(&dev).copied()
+    }
+
+    fn strict_by_default(&self, _dev: PciAddress) -> bool {
+        self.shared.knobs.strict_by_default
     }
 
     fn resv_regions(&self, dev: PciAddress) -> Vec<ResvRegion> {
