@@ -29,6 +29,8 @@ pub enum Opcode {
     InvalidateDevtabEntry = 2,
     /// INVALIDATE_IOMMU_PAGES.
     InvalidateIommuPages = 3,
+    /// INVALIDATE_IOTLB_PAGES.
+    InvalidateIotlbPages = 4,
     /// INVALIDATE_INTERRUPT_TABLE.
     InvalidateInterruptTable = 5,
     /// INVALIDATE_IOMMU_ALL.
@@ -94,6 +96,17 @@ impl Command {
         }
     }
 
+    /// INVALIDATE_IOTLB_PAGES: `device`, which can hold `depth` invalidations (1 to 32), drops the translations in `cover` that
+    /// it keeps itself (Linux: `build_inv_iotlb_pages`).
+    #[doc(alias = "build_inv_iotlb_pages")]
+    pub const fn invalidate_iotlb_pages(device: u16, depth: u8, cover: Cover) -> Self {
+        let device = device as u64;
+        Self {
+            q0: Opcode::InvalidateIotlbPages.bits() | device << 32 | (depth as u64) << 24 | device,
+            q1: cover.encode(),
+        }
+    }
+
     /// INVALIDATE_INTERRUPT_TABLE: drops the interrupt remapping entries of `device` (Linux: `build_inv_irt`).
     #[doc(alias = "build_inv_irt")]
     pub const fn invalidate_interrupt_table(device: u16) -> Self {
@@ -112,6 +125,7 @@ impl Command {
             1 => Some("COMPLETION_WAIT"),
             2 => Some("INVALIDATE_DEVTAB_ENTRY"),
             3 => Some("INVALIDATE_IOMMU_PAGES"),
+            4 => Some("INVALIDATE_IOTLB_PAGES"),
             5 => Some("INVALIDATE_INTERRUPT_TABLE"),
             8 => Some("INVALIDATE_IOMMU_ALL"),
             _ => None,
@@ -130,7 +144,7 @@ impl fmt::Display for Command {
         write!(f, "{:016x} {:016x} {}", self.q0, self.q1, self.name().unwrap_or("UNKNOWN"))?;
         match self.q0 >> 60 {
             1 if self.q0 & 1 != 0 => write!(f, " stores {:#x}", self.q1),
-            2 | 5 => write!(f, " device={}", RequesterId::new(self.q0 as u16)),
+            2 | 4 | 5 => write!(f, " device={}", RequesterId::new(self.q0 as u16)),
             3 => write!(f, " domain={:#06x}", self.q0 >> 32 & 0xffff),
             _ => Ok(()),
         }

@@ -3,6 +3,8 @@
 use alloc::vec::Vec;
 use core::time::Duration;
 
+use iommu_core::Trust;
+
 use crate::irq_remap::IrqRemapConfig;
 use crate::ivrs::Override;
 
@@ -25,6 +27,9 @@ pub struct Config {
     /// of passing on those alone that go to a vector (IV set, IntCtl 01b). QEMU needs it: it delivers what is to be passed
     /// on as vector 0. Without effect where interrupts are remapped.
     pub unchecked_interrupts: bool,
+    /// Whether devices may keep translations themselves (ATS), which they then use without being checked: that takes trust in
+    /// every device that can. Those that the core is told not to trust never do. (In Linux all others do, unless `pci=noats`.)
+    pub ats: Option<Trust>,
     /// Corrections of the firmware's table, the user's own before those of
     /// [`overrides_for`](crate::ivrs::overrides_for) the machine: of several for one thing the first counts.
     pub overrides: Vec<Override>,
@@ -39,6 +44,7 @@ impl Default for Config {
             command_timeout: Duration::from_secs(5),
             irq_remap: None,
             unchecked_interrupts: false,
+            ats: None,
             overrides: Vec::new(),
         }
     }

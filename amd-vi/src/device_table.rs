@@ -143,8 +143,11 @@ impl DeviceTable {
         let new = if self.remaps { Dte { interrupt: old.interrupt, ..new } } else { new };
         let (old_words, new_words) = (old.to_words(), new.to_words());
         let translates = |entry: Dte| !entry.translation.v() || entry.translation.tv();
-        let rest_differs = old_words[1..] != new_words[1..];
-        if rest_differs {
+        // One word alone changes at once.
+        let differing = (0..4).filter(|&index| old_words[index] != new_words[index]);
+        if differing.count() == 1 {
+            (0..4).for_each(|index| self.store(device, index, new_words[index]));
+        } else if old_words[1..] != new_words[1..] {
             let blocked = self.blocked(device).to_words()[0];
             if translates(old) {
                 self.store(device, 0, blocked);

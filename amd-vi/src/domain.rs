@@ -15,6 +15,8 @@ use platform::{DmaAddr, IotlbGather, LeakCounter, MapError, PageSizes, PhysAddr,
 
 use crate::driver::{Attachment, Shared};
 use crate::dte::Translation;
+use crate::invalidate::Cover;
+use crate::listeners::Listeners;
 use crate::unit::Unit;
 
 /// Levels that a table begins with (Linux: `starting_level`, counted from 0); they reach 512 GiB.
@@ -34,6 +36,8 @@ pub struct PagingDomain {
     shared: Arc<Shared>,
     /// How many devices of each unit are attached (Linux: `pdom_iommu_info`).
     units: Box<[AtomicU32]>,
+    /// Attached devices that keep translations themselves.
+    listeners: Listeners,
     /// A unit could not be told to forget this domain; neither its table nor its identifier is used again.
     poisoned: AtomicBool,
     /// An attached device keeps its domain alive.
@@ -80,6 +84,7 @@ impl PagingDomain {
             translation,
             has_dirty,
             units: shared.units().iter().map(|_| AtomicU32::new(0)).collect(),
+            listeners: Listeners::default(),
             shared: shared.clone(),
             poisoned: AtomicBool::new(false),
             me: me.clone(),
@@ -150,9 +155,22 @@ impl PagingDomain {
         self.poisoned.store(true, Ordering::Release);
     }
 
-    /// Sends invalidations of `first` to `last` (inclusive) to every unit that uses the domain, then waits for all.
+    /// Attached devices that keep translations themselves.
+    pub(crate) fn listeners(&self) -> &Listeners {
+        &self.listeners
+    }
+
+    /// Makes every unit and device that uses the domain forget `first` to `last` (inclusive): the units first, or a device
+    /// could ask for the old translation anew.
     #[inline]
     fn flush(&self, first: u64, last: u64) -> Result<(), SyncError> {
+        self.flush_iommus(first, last)?;
+        self.listeners.flush(&self.shared, Cover::containing(first, last))
+    }
+
+    /// Sends invalidations of `first` to `last` (inclusive) to every unit that uses the domain, then waits for all.
+    #[inline]
+    fn flush_iommus(&self, first: u64, last: u64) -> Result<(), SyncError> {
         let units = self.shared.units();
         if let [unit] = units
             && self.units[0].load(Ordering::Acquire) != 0

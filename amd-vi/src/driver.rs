@@ -13,6 +13,7 @@ use platform::sync::Mutex;
 use platform::sync::atomic::{AtomicBool, Ordering};
 use platform::{DmaAddr, Platform, Prot};
 
+use crate::ats::Ats;
 use crate::command_queue::CommandError;
 use crate::config::Config;
 use crate::device_table::DeviceTable;
@@ -25,6 +26,7 @@ use crate::init::{self, InitError};
 use crate::interrupt::{Handled, fault};
 use crate::irq_remap::{InterruptTable, IrqMode, IrqTables, NoIrqRemap, Remapper};
 use crate::ivrs::{DeviceEntry, Ivmd, Ivrs};
+use crate::listeners::Listeners;
 use crate::pci_capability;
 use crate::unit::Unit;
 
@@ -38,6 +40,8 @@ pub(crate) struct Segment {
     pub(crate) ranges: Vec<(u16, u16, usize)>,
     /// Which requester ID the devices of a range use on the bus (Linux: `alias_table`).
     pub(crate) aliases: Vec<(u16, u16, u16)>,
+    /// Which devices firmware wants without ATS.
+    pub(crate) no_ats: Vec<(u16, u16)>,
 }
 
 impl Segment {
@@ -51,6 +55,11 @@ impl Segment {
         self.aliases.iter().rev().find(holds).map(|&(_, _, alias)| alias).filter(|alias| *alias != device)
     }
 
+    /// Whether firmware wants a device without ATS.
+    pub(crate) fn forbids_ats(&self, device: u16) -> bool {
+        self.no_ats.iter().any(|(first, last)| (*first..=*last).contains(&device))
+    }
+
     /// Takes in what an IVHD says of its devices.
     pub(crate) fn add_entry(&mut self, unit: usize, entry: &DeviceEntry) {
         let (first, last) = entry.devices();
@@ -58,9 +67,16 @@ impl Segment {
             return;
         }
         self.ranges.push((first, last, unit));
-        if let DeviceEntry::Alias { alias, .. } = *entry {
-            self.ranges.push((alias, alias, unit));
-            self.aliases.push((first, last, alias));
+        const ATS_DISABLED: u32 = 1 << 31;
+        match *entry {
+            DeviceEntry::Alias { alias, .. } => {
+                self.ranges.push((alias, alias, unit));
+                self.aliases.push((first, last, alias));
+            }
+            DeviceEntry::Devices { extended: Some(extended), .. } if extended & ATS_DISABLED != 0 => {
+                self.no_ats.push((first, last));
+            }
+            _ => {}
         }
     }
 }
@@ -78,17 +94,31 @@ pub(crate) enum Attachment {
     Paging(Arc<PagingDomain>),
 }
 
+impl Attachment {
+    /// Who is told by name what its domain has unmapped.
+    pub(crate) fn listeners(&self) -> Option<&Listeners> {
+        match self {
+            Self::Paging(domain) => Some(domain.listeners()),
+            Self::None | Self::Blocked | Self::Identity => None,
+        }
+    }
+}
+
 #[derive(Debug)]
-struct DeviceState {
+pub(crate) struct DeviceState {
     /// Its own requester ID first, then its aliases, each with the unit that requests of that name meet: the bridge whose
     /// name they carry may be behind another unit.
-    ids: Vec<(u16, usize)>,
-    attached: Attachment,
+    pub(crate) ids: Vec<(u16, usize)>,
+    pub(crate) attached: Attachment,
+    /// Its ATS, if it may use it.
+    pub(crate) ats: Option<Ats>,
+    /// Whether that is on.
+    pub(crate) ats_on: bool,
 }
 
 impl DeviceState {
     /// Every unit that requests of the device may meet, each once.
-    fn units<'a>(&'a self, shared: &'a Shared) -> impl Iterator<Item = &'a Unit> {
+    pub(crate) fn units<'a>(&'a self, shared: &'a Shared) -> impl Iterator<Item = &'a Unit> {
         let first = |index: usize| self.ids[..index].iter().all(|(_, unit)| *unit != self.ids[index].1);
         (0..self.ids.len())
             .filter(move |index| first(*index))
@@ -108,6 +138,7 @@ pub(crate) struct Shared {
     identity_id: u16,
     irqs: Result<Arc<IrqTables>, NoIrqRemap>,
     devices: Mutex<BTreeMap<PciAddress, DeviceState>>,
+    device_config: Option<Arc<dyn ConfigSpace>>,
     stopped: AtomicBool,
 }
 
@@ -125,6 +156,7 @@ impl Shared {
         units: Vec<Unit>,
         segments: BTreeMap<u16, Segment>,
         irq_mode: Result<IrqMode, NoIrqRemap>,
+        device_config: Option<Arc<dyn ConfigSpace>>,
     ) -> Self {
         let domain_ids = DomainIds::new();
         // The first of 65535: it is there. Zero would do no harm, since the identity domain caches no translations.
@@ -140,6 +172,7 @@ impl Shared {
             identity_id,
             irqs: irq_mode.map(|mode| Arc::new(IrqTables::new(mode, ivrs))),
             devices: Mutex::new(BTreeMap::new()),
+            device_config,
             stopped: AtomicBool::new(false),
         }
     }
@@ -155,6 +188,20 @@ impl Shared {
 
     pub(crate) fn segments(&self) -> &BTreeMap<u16, Segment> {
         &self.segments
+    }
+
+    pub(crate) fn config(&self) -> &Config {
+        &self.config
+    }
+
+    /// Every device that was claimed.
+    pub(crate) fn devices(&self) -> &Mutex<BTreeMap<PciAddress, DeviceState>> {
+        &self.devices
+    }
+
+    /// Configuration space of the devices, if the driver was given it.
+    pub(crate) fn device_config(&self) -> Option<&dyn ConfigSpace> {
+        self.device_config.as_deref()
     }
 
     pub(crate) fn domain_ids(&self) -> &DomainIds {
@@ -183,7 +230,7 @@ impl Shared {
         }
     }
 
-    fn probe(&self, dev: PciAddress) -> Result<Probed, ProbeError> {
+    fn probe(&self, dev: PciAddress, trusted: bool) -> Result<Probed, ProbeError> {
         let unit = self.unit_of(dev).ok_or(ProbeError::NotMine)?.index();
         let segment = self.segments.get(&dev.segment).ok_or(ProbeError::NotMine)?;
         if !segment.table.contains(dev.id.get()) {
@@ -191,8 +238,9 @@ impl Shared {
         }
         let alias = segment.alias_of(dev.id.get());
         let alias_unit = alias.map(|alias| (alias, segment.unit_of(alias).unwrap_or(unit)));
-        let ids = core::iter::once((dev.id.get(), unit)).chain(alias_unit).collect();
-        let state = DeviceState { ids, attached: Attachment::None };
+        let ids: Vec<_> = core::iter::once((dev.id.get(), unit)).chain(alias_unit).collect();
+        let ats = if trusted { self.find_ats(segment, dev, &ids) } else { None };
+        let state = DeviceState { ids, attached: Attachment::None, ats, ats_on: false };
         self.devices.lock().entry(dev).or_insert(state);
         Ok(Probed {
             aliases: alias.map(RequesterId::new).into_iter().collect(),
@@ -214,9 +262,13 @@ impl Shared {
             if !state.units(self).all(|unit| domain.fits(unit)) {
                 return Err(AttachError::Incompatible);
             }
+        }
+        let stopped = self.stop_ats(dev, state);
+        if let Attachment::Paging(domain) = &new {
             state.units(self).for_each(|unit| domain.enter(unit.index()));
         }
-        let written = self.write_entries(segment, &state.ids, &new);
+        let ats = state.answers_translations(&new);
+        let written = stopped.and_then(|()| self.write_entries(segment, &state.ids, &new, ats));
         // What the old domain's translations are tagged with must be gone before its pages or its tag are used again; a unit
         // that remembers what was not there must look again in the new one.
         let flushed = written.and_then(|()| {
@@ -229,13 +281,15 @@ impl Shared {
             Ok(()) => {
                 if let Attachment::Paging(domain) = &state.attached {
                     state.units(self).for_each(|unit| domain.leave(unit.index()));
+                    domain.listeners().remove(dev);
                 }
                 _old = core::mem::replace(&mut state.attached, new);
+                let started = self.start_ats(segment, dev, state);
                 drop(devices);
-                Ok(())
+                started
             }
             Err(_) => {
-                self.undo(segment, state, &new);
+                self.undo(segment, dev, state, &new);
                 drop(devices);
                 Err(AttachError::Device)
             }
@@ -243,10 +297,16 @@ impl Shared {
     }
 
     /// Puts a device back to where it was after a failed attach.
-    fn undo(&self, segment: &Segment, state: &DeviceState, new: &Attachment) {
+    fn undo(&self, segment: &Segment, dev: PciAddress, state: &mut DeviceState, new: &Attachment) {
+        let ats = state.answers_translations(&state.attached);
         let back = self
-            .write_entries(segment, &state.ids, &state.attached)
+            .write_entries(segment, &state.ids, &state.attached, ats)
             .and_then(|()| state.units(self).try_for_each(|unit| self.forget(unit, new)));
+        if back.is_ok() {
+            // A unit that does not answer has blocked the device.
+            state.attached.listeners().into_iter().for_each(|listeners| listeners.remove(dev));
+            let _ = self.start_ats(segment, dev, state);
+        }
         let Attachment::Paging(domain) = new else { return };
         if back.is_ok() {
             state.units(self).for_each(|unit| domain.leave(unit.index()));
@@ -259,16 +319,19 @@ impl Shared {
         }
     }
 
-    fn write_entries(
+    /// Writes the entries of a device's names; `ats` is whether its translation requests are answered.
+    pub(crate) fn write_entries(
         &self,
         segment: &Segment,
         ids: &[(u16, usize)],
         attachment: &Attachment,
+        ats: bool,
     ) -> Result<(), CommandError> {
         let (translation, interrupts) = self.translation(attachment);
         for &(id, unit) in ids {
             let Some(unit) = self.units.get(unit) else { continue };
             let mut entry = segment.table.entry_for(id, translation, interrupts);
+            entry.translation.set_i(ats);
             if self.config.unchecked_interrupts
                 && self.config.irq_remap.is_none()
                 && interrupts == IntCtl::Forward
@@ -299,7 +362,8 @@ impl Shared {
             if attached.id() == domain
                 && let Some(segment) = self.segments.get(&dev.segment)
             {
-                result = result.and(self.write_entries(segment, &state.ids, &state.attached));
+                let ats = state.answers_translations(&state.attached);
+                result = result.and(self.write_entries(segment, &state.ids, &state.attached, ats));
             }
         }
         result
@@ -316,20 +380,22 @@ impl Shared {
     /// uses them.
     fn release(&self, dev: PciAddress) {
         let mut devices = self.devices.lock();
-        let Some(state) = devices.remove(&dev) else { return };
+        let Some(mut state) = devices.remove(&dev) else { return };
         let Some(segment) = self.segments.get(&dev.segment) else { return };
         let used = |id: &(u16, usize)| {
             devices.iter().any(|(other, state)| other.segment == dev.segment && state.ids.contains(id))
         };
         let ids: Vec<(u16, usize)> = state.ids.iter().copied().filter(|id| !used(id)).collect();
         let gone = self
-            .write_entries(segment, &ids, &Attachment::None)
+            .stop_ats(dev, &mut state)
+            .and_then(|()| self.write_entries(segment, &ids, &Attachment::None, false))
             .and_then(|()| state.units(self).try_for_each(|unit| self.forget(unit, &state.attached)));
         if let Attachment::Paging(domain) = &state.attached {
             if gone.is_err() {
                 domain.poison();
             }
             state.units(self).for_each(|unit| domain.leave(unit.index()));
+            domain.listeners().remove(dev);
         }
         // The last reference to a domain may go with the state: not under the lock.
         drop(devices);
@@ -529,6 +595,9 @@ unsafe impl IommuOps for AmdVi {
                 self.shared.unit_of(dev).is_some_and(|unit| unit.features().tracks_dirty())
             }
             Capability::PreBootProtection => self.preboot_protection(),
+            Capability::PciAtsSupported => {
+                self.shared.devices.lock().get(&dev).is_some_and(|state| state.ats.is_some())
+            }
             Capability::DeferredFlush => self.shared.unit_of(dev).is_some(),
             Capability::IsolatedMsi => self.shared.irqs.is_ok() && self.shared.unit_of(dev).is_some(),
             _ => false,
@@ -537,7 +606,11 @@ unsafe impl IommuOps for AmdVi {
 
     #[doc(alias = "amd_iommu_probe_device")]
     fn probe_device(&self, dev: PciAddress) -> Result<Probed, ProbeError> {
-        self.shared.probe(dev)
+        self.shared.probe(dev, true)
+    }
+
+    fn probe_untrusted_device(&self, dev: PciAddress) -> Result<Probed, ProbeError> {
+        self.shared.probe(dev, false)
     }
 
     #[doc(alias = "amd_iommu_release_device")]

@@ -27,4 +27,10 @@ pub trait Hardware: fmt::Debug {
         let _ = unit;
         None
     }
+
+    /// Configuration space of the devices, for the driver to keep: it switches their ATS on and off. Without it no device has
+    /// any.
+    fn device_config(&self) -> Option<Arc<dyn ConfigSpace>> {
+        None
+    }
 }

@@ -145,7 +145,9 @@ pub(crate) fn run(
     loop {
         stage = match stage {
             Stage::Initialized(Machine { ivrs, units, segments, irq_mode }) => {
-                let shared = Shared::new(context.platform, context.config, &ivrs, units, segments, irq_mode);
+                let device_config = context.hardware.device_config();
+                let Context { platform, config, .. } = context;
+                let shared = Shared::new(platform, config, &ivrs, units, segments, irq_mode, device_config);
                 return Ok((shared, ivrs));
             }
             stage => context.state_next(stage)?,
@@ -278,7 +280,8 @@ impl Context<'_> {
                     return Err(error);
                 }
             };
-            let mut segment = Segment { table, highest, ranges: Vec::new(), aliases: Vec::new() };
+            let mut segment =
+                Segment { table, highest, ranges: Vec::new(), aliases: Vec::new(), no_ats: Vec::new() };
             for unit in of_segment() {
                 unit.ivhd().entries.iter().for_each(|entry| segment.add_entry(unit.index(), entry));
             }

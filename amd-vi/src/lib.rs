@@ -3,6 +3,7 @@
 
 extern crate alloc;
 
+mod ats;
 pub mod command;
 mod command_queue;
 mod completion;
@@ -21,6 +22,7 @@ mod interrupt;
 pub mod invalidate;
 mod irq_remap;
 pub mod ivrs;
+mod listeners;
 mod log;
 mod memory;
 pub mod pci_capability;

@@ -1,5 +1,6 @@
 //! The event log: a ring that the unit fills and the driver empties.
 
+use alloc::collections::BTreeMap;
 use alloc::sync::Arc;
 use alloc::vec::Vec;
 use core::time::Duration;
@@ -9,7 +10,7 @@ use platform::sync::atomic::Ordering;
 use platform::{OutOfFrames, Platform, TimedOut, time};
 
 use crate::control::ControlRegister;
-use crate::event::Event;
+use crate::event::{Event, EventCode};
 use crate::memory::Region;
 use crate::registers::{LOG2_ENTRIES, Registers, Status, offset, ring_base};
 
@@ -34,6 +35,10 @@ pub struct LogStatistics {
 struct Reader {
     /// Byte offset of the next entry to read.
     head: u64,
+    /// Byte offset of the next entry to look at: from the head on, entries have been looked at up to here.
+    looked: u64,
+    /// How many invalidations each device has left without an answer (IOTLB_INV_TIMEOUT).
+    unanswered: BTreeMap<u16, u64>,
     statistics: LogStatistics,
 }
 
@@ -71,7 +76,7 @@ impl EventLog {
     fn rewind(&self, reader: &mut Reader) {
         self.registers.write(offset::EVENT_HEAD, 0);
         self.registers.write(offset::EVENT_TAIL, 0);
-        reader.head = 0;
+        (reader.head, reader.looked) = (0, 0);
     }
 
     /// What went through so far.
@@ -83,7 +88,7 @@ impl EventLog {
     pub fn pending(&self) -> Vec<Event> {
         let mask = self.ring.size() - 1;
         let mut at = self.reader.lock().head;
-        let tail = self.registers.read(offset::EVENT_TAIL) & mask & !(Event::SIZE - 1);
+        let tail = self.tail();
         let mut events = Vec::new();
         while at != tail {
             let first = self.ring.word(at).load(Ordering::Acquire);
@@ -91,6 +96,48 @@ impl EventLog {
             at = (at + Event::SIZE) & mask;
         }
         events
+    }
+
+    /// How often the log has been restarted after an overflow.
+    pub(crate) fn overflows(&self) -> u64 {
+        self.reader.lock().statistics.overflows
+    }
+
+    /// How many invalidations a device has left without an answer so far, as far as the log has been looked at.
+    pub(crate) fn unanswered(&self, device: u16) -> u64 {
+        self.reader.lock().unanswered.get(&device).copied().unwrap_or(0)
+    }
+
+    /// Looks at every entry that is there now, and leaves it for who takes it out. False when entries may have been lost since
+    /// there were `overflows`.
+    pub(crate) fn look_ahead(&self, overflows: u64) -> bool {
+        let mut reader = self.reader.lock();
+        let tail = self.tail();
+        self.look(&mut reader, tail);
+        reader.statistics.overflows == overflows && !self.registers.status().event_overflow()
+    }
+
+    fn tail(&self) -> u64 {
+        self.registers.read(offset::EVENT_TAIL) & (self.ring.size() - 1) & !(Event::SIZE - 1)
+    }
+
+    /// Waits until the entry at `at` is there: the tail may be seen before it, and its code is still 0 then.
+    fn is_written(&self, at: u64) -> bool {
+        let written = || self.ring.word(at).load(Ordering::Acquire) >> 60 != 0;
+        time::poll_until(&*self.platform, ENTRY_TIMEOUT, written).is_ok()
+    }
+
+    fn look(&self, reader: &mut Reader, tail: u64) {
+        while reader.looked != tail {
+            if self.is_written(reader.looked) {
+                let word = |at| self.ring.word(reader.looked + at).load(Ordering::Acquire);
+                let event = Event::from_words(word(0), word(8));
+                if event.code() == EventCode::IotlbInvTimeout {
+                    *reader.unanswered.entry(event.header.device()).or_default() += 1;
+                }
+            }
+            reader.looked = (reader.looked + Event::SIZE) & (self.ring.size() - 1);
+        }
     }
 
     /// Takes out every entry that is there now and hands it to `sink`, oldest first (Linux: `iommu_poll_events`). Returns
@@ -117,13 +164,12 @@ impl EventLog {
     fn take(&self, batch: &mut [Option<Event>]) -> usize {
         let mask = self.ring.size() - 1;
         let mut reader = self.reader.lock();
-        let tail = self.registers.read(offset::EVENT_TAIL) & mask & !(Event::SIZE - 1);
+        let tail = self.tail();
+        self.look(&mut reader, tail);
         let mut taken = 0;
         while reader.head != tail && taken < batch.len() {
             let (first, second) = (self.ring.word(reader.head), self.ring.word(reader.head + 8));
-            // The tail may be seen before the entry: its code is still 0 then.
-            let written = || first.load(Ordering::Acquire) >> 60 != 0;
-            if time::poll_until(&*self.platform, ENTRY_TIMEOUT, written).is_ok() {
+            if self.is_written(reader.head) {
                 batch[taken] =
                     Some(Event::from_words(first.load(Ordering::Acquire), second.load(Ordering::Relaxed)));
                 reader.statistics.events += 1;

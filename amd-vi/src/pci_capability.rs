@@ -110,3 +110,26 @@ fn find_msi(config: &dyn ConfigSpace, function: PciAddress) -> Option<u16> {
     }
     None
 }
+
+/// Where the extended capability `id` of a function is, if it has it (Linux: `pci_find_ext_capability`).
+#[doc(alias = "pci_find_ext_capability")]
+pub(crate) fn extended_capability(config: &dyn ConfigSpace, function: PciAddress, id: u16) -> Option<u16> {
+    const FIRST: u16 = 0x100;
+    let mut at = FIRST;
+    // Each takes 8 bytes at least; a damaged list may run in a circle.
+    for _ in 0..(0x1000 - FIRST) / 8 {
+        let header = config.read32(function, at);
+        if header == 0 || header == u32::MAX {
+            return None;
+        }
+        if header as u16 == id {
+            // Its registers must be there too.
+            return (at <= 0xff0).then_some(at);
+        }
+        at = (header >> 20) as u16 & 0xffc;
+        if at < FIRST {
+            return None;
+        }
+    }
+    None
+}

@@ -30,6 +30,7 @@ pub struct Unit {
     features: ExtendedFeatures,
     features2: ExtendedFeatures2,
     np_cache: bool,
+    iotlb_sup: bool,
     registers: Registers,
     control: ControlRegister,
     commands: CommandQueue,
@@ -66,6 +67,7 @@ impl Unit {
             features,
             features2,
             np_cache: capability.np_cache(),
+            iotlb_sup: capability.iotlb_sup(),
             control: ControlRegister::new(registers.clone()),
             commands,
             events,
@@ -110,6 +112,11 @@ impl Unit {
     /// Whether it may remember that nothing was mapped (NpCache).
     pub fn np_cache(&self) -> bool {
         self.np_cache
+    }
+
+    /// Whether it can invalidate what devices keep themselves (IotlbSup).
+    pub fn iotlb_sup(&self) -> bool {
+        self.iotlb_sup
     }
 
     /// The most levels that a host page table may have here, `None` when it does not translate with such tables.

@@ -135,6 +135,10 @@ unsafe impl IommuOps for WithMessages {
         self.driver.probe_device(dev)
     }
 
+    fn probe_untrusted_device(&self, dev: PciAddress) -> Result<Probed, ProbeError> {
+        self.driver.probe_untrusted_device(dev)
+    }
+
     fn probe_finalize(&self, dev: PciAddress) {
         self.driver.probe_finalize(dev);
     }

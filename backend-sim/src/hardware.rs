@@ -23,6 +23,10 @@ impl Hardware for SimHardware<'_> {
         &*self.machine.pci
     }
 
+    fn device_config(&self) -> Option<Arc<dyn ConfigSpace>> {
+        Some(Arc::clone(&self.machine.pci) as _)
+    }
+
     fn msi_message(&self, _unit: PciAddress) -> Option<MsiMessage> {
         self.message
     }

@@ -32,6 +32,11 @@ pub struct Config {
     pub virtio_blk: Option<virtio::Config>,
     /// The IOMMU, if there is one.
     pub iommu: Option<iommu::Config>,
+    /// How many invalidations each DMA engine can hold, 1 to 32, if it can keep translations itself (ATS). Whether it may is
+    /// the driver's choice.
+    pub ats: Option<u8>,
+    /// What the IOMMU's driver is told to choose.
+    pub driver: amd_vi::Config,
     /// How default domains are chosen.
     pub settings: Settings,
     /// Which devices are not trusted even where [`SimMachine::trust`] binds them: their domain is strict and parts of pages
@@ -52,6 +57,8 @@ impl Config {
             queues: 8,
             virtio_blk: None,
             iommu: Some(iommu::Config::default()),
+            ats: None,
+            driver: amd_vi::Config::default(),
             settings: Settings::default(),
             untrusted: Vec::new(),
             bounce_pool: 8 << 20,
@@ -125,6 +132,7 @@ impl SimMachine {
             nvme: nvme::Config { io_queues: config.queues.max(1), ..nvme::Config::default() },
             disk_writable: config.disk_writable,
             virtio_blk: config.virtio_blk,
+            ats: config.ats,
             ..MachineConfig::new(config.disk)
         })?;
         let platform = Arc::new(SimPlatform::new(Arc::clone(&machine.ram)));
@@ -150,7 +158,13 @@ impl SimMachine {
             topology,
         };
         if booted.machine.iommu.is_some() {
-            booted.bring_iommu_up(dyn_platform, config.settings, &config.untrusted, config.tick)?;
+            booted.bring_iommu_up(
+                dyn_platform,
+                config.driver,
+                config.settings,
+                &config.untrusted,
+                config.tick,
+            )?;
         }
         Ok(booted)
     }
@@ -158,6 +172,7 @@ impl SimMachine {
     fn bring_iommu_up(
         &mut self,
         platform: Arc<dyn Platform>,
+        choices: amd_vi::Config,
         settings: Settings,
         untrusted: &[PciAddress],
         tick: Duration,
@@ -168,8 +183,7 @@ impl SimMachine {
             MsiMessage { address, data }
         });
         let hardware = SimHardware { machine: &self.machine, message };
-        let driver =
-            AmdVi::init(Arc::clone(&platform), self.machine.ivrs(), &hardware, amd_vi::Config::default())?;
+        let driver = AmdVi::init(Arc::clone(&platform), self.machine.ivrs(), &hardware, choices)?;
         let iommu = Arc::new(Iommu::new(platform, settings, Some(Arc::clone(&self.bounce))));
         iommu.register(driver.clone());
         iommu.probe(&self.topology, |address| untrusted.contains(&address))?;

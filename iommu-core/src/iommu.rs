@@ -191,7 +191,11 @@ impl Iommu {
 
     fn claim(&self, topology: &Topology, address: PciAddress, untrusted: bool) -> Option<Member> {
         let drivers = self.drivers.lock().clone();
-        drivers.into_iter().find_map(|ops| match ops.probe_device(address) {
+        let probe = |ops: &Arc<dyn IommuOps>| match untrusted {
+            true => ops.probe_untrusted_device(address),
+            false => ops.probe_device(address),
+        };
+        drivers.into_iter().find_map(|ops| match probe(&ops) {
             Ok(probed) => {
                 let bridge = topology.host_bridge(address).cloned().unwrap_or_default();
                 Some(Member::new(address, untrusted, ops, probed, bridge, self.settings.forcedac))

@@ -235,6 +235,15 @@ pub unsafe trait IommuOps: Send + Sync + fmt::Debug {
     /// [`ProbeError::NotMine`] when another driver may ask.
     fn probe_device(&self, dev: PciAddress) -> Result<Probed, ProbeError>;
 
+    /// Claims a device that is not trusted: what it says of itself must not count (Linux: `untrusted` of `struct pci_dev`).
+    /// A driver that lets devices keep translations of their own (ATS) does not let this one.
+    ///
+    /// # Errors
+    /// As [`IommuOps::probe_device`].
+    fn probe_untrusted_device(&self, dev: PciAddress) -> Result<Probed, ProbeError> {
+        self.probe_device(dev)
+    }
+
     /// Does what is left once the device is in its group's domain (Linux: `probe_finalize`).
     fn probe_finalize(&self, dev: PciAddress) {
         let _ = dev;

@@ -272,7 +272,7 @@ impl State {
                     }
                 }
                 2 => self.entries.push((q0 as u16, self.entry(q0 as u16))),
-                3 | 5 => {}
+                3..=5 => {}
                 8 if self.get(0x30) >> 6 & 1 != 0 => {}
                 _ => {
                     // Stops with the head at the bad command.
@@ -330,8 +330,8 @@ unsafe impl Mmio for FakeUnit {
 }
 
 /// Configuration space of IOMMU functions, and nothing else.
-#[derive(Debug, Default)]
-pub struct FakeConfig(Mutex<BTreeMap<(PciAddress, u16), u32>>);
+#[derive(Clone, Debug, Default)]
+pub struct FakeConfig(Arc<Mutex<BTreeMap<(PciAddress, u16), u32>>>);
 
 impl FakeConfig {
     /// An IOMMU at `function` with its capability at 40h and MSI at 64h.
