@@ -100,7 +100,7 @@ fn the_first_interrupt_brings_the_table() {
     let table = table(&setup, 0x10);
     // IV, IntTabLen 9, IntCtl 2; 128-byte aligned.
     assert_eq!(setup.unit.entry(0x10), [1, 0, 1 | 9 << 1 | table | 2 << 60, 0]);
-    assert!(table != 0 && table % 128 == 0);
+    assert!(table != 0 && table.is_multiple_of(128));
     assert_eq!(setup.unit.take_invalidations(), [(0x2000_0000_0000_0010, 0), (0x5000_0000_0000_0010, 0)]);
     assert_eq!(irqs.message(0), Ok(MsiMessage { address: 0xfee0_0000, data: 0 }));
     assert_eq!(irqs.message(1), Err(IrqRemapError::Index(1)));

@@ -3,21 +3,27 @@
 use std::fmt;
 use std::sync::Arc;
 
-use platform::pci::{ConfigSpace, Function, Interrupt, PciAddress, PciError};
+use iommu_core::{IrqRemap, IrqRemapError, IrqSource, IrqTarget, RemappedIrqs};
+use platform::pci::{ConfigSpace, Function, Interrupt, MsiMessage, PciAddress, PciError};
 use platform::{Clock, Instant, Mmio, TimedOut};
 use sim_hardware::interrupts::{InterruptController, Vector};
 use sim_hardware::pci::PciTree;
 
+use crate::hardware::{PROCESSOR, message_of};
 use crate::platform::SimPlatform;
 
 const MSIX_ENABLE: u32 = 1 << 31;
 
 /// One function, for its driver.
 pub(crate) struct SimFunction {
-    address: PciAddress,
-    tree: Arc<PciTree>,
-    interrupts: Arc<InterruptController>,
-    platform: Arc<SimPlatform>,
+    pub(crate) address: PciAddress,
+    pub(crate) tree: Arc<PciTree>,
+    pub(crate) interrupts: Arc<InterruptController>,
+    /// What gives messages, where interrupts are remapped.
+    pub(crate) remap: Option<Arc<dyn IrqRemap>>,
+    /// Other names under which its messages may arrive.
+    pub(crate) aliases: Vec<PciAddress>,
+    pub(crate) platform: Arc<SimPlatform>,
 }
 
 /// Where a function's MSI-X structures are.
@@ -29,13 +35,12 @@ struct Msix {
 }
 
 impl SimFunction {
-    pub(crate) fn new(
-        address: PciAddress,
-        tree: Arc<PciTree>,
-        interrupts: Arc<InterruptController>,
-        platform: Arc<SimPlatform>,
-    ) -> Self {
-        Self { address, tree, interrupts, platform }
+    /// The message that is to raise `line`, and the remapping that leads there.
+    fn message(&self, line: &Vector) -> Result<(MsiMessage, Option<Box<dyn RemappedIrqs>>), IrqRemapError> {
+        let Some(remap) = &self.remap else { return Ok((message_of(line), None)) };
+        let irqs = remap.alloc(IrqSource::Msi { function: self.address, aliases: &self.aliases }, 1)?;
+        irqs.set_target(0, IrqTarget::fixed(line.number(), PROCESSOR))?;
+        Ok((irqs.message(0)?, Some(irqs)))
     }
 
     fn msix(&self) -> Option<Msix> {
@@ -90,14 +95,14 @@ unsafe impl Function for SimFunction {
         let table = self.bar(msix.bar)?;
         let line = self.interrupts.allocate().ok_or(PciError::OutOfVectors)?;
         let entry = msix.table + 16 * usize::from(vector);
-        let (address, data) = line.message();
+        let (MsiMessage { address, data }, irqs) = self.message(&line).map_err(|_| PciError::OutOfVectors)?;
         table.write32(entry, address as u32);
         table.write32(entry + 4, (address >> 32) as u32);
         table.write32(entry + 8, data);
         table.write32(entry + 12, 0);
         let control = self.config_read32(msix.capability);
         self.config_write32(msix.capability, control | MSIX_ENABLE);
-        Ok(Box::new(SimInterrupt { line, table, entry, platform: Arc::clone(&self.platform) }))
+        Ok(Box::new(SimInterrupt { _irqs: irqs, line, table, entry, platform: Arc::clone(&self.platform) }))
     }
 }
 
@@ -108,8 +113,10 @@ impl fmt::Debug for SimFunction {
 }
 
 /// A connected MSI-X vector.
+// Fields are dropped in this order: a vector is free once nothing leads to it any more.
 #[derive(Debug)]
 struct SimInterrupt {
+    _irqs: Option<Box<dyn RemappedIrqs>>,
     line: Vector,
     table: Arc<dyn Mmio>,
     entry: usize,

@@ -3,16 +3,28 @@
 use std::fmt;
 use std::sync::Arc;
 
-use amd_vi::{Hardware, MsiMessage};
-use platform::pci::{ConfigSpace, PciAddress};
+use amd_vi::Hardware;
+use iommu_core::IrqTarget;
+use platform::pci::{ConfigSpace, MsiMessage, PciAddress};
 use platform::{Mmio, PhysAddr};
 use sim_hardware::Machine;
+use sim_hardware::interrupts::Vector;
 
-/// The machine, with the message that its IOMMU's interrupt is to be.
+/// The message that raises a vector where it is not remapped.
+pub(crate) fn message_of(vector: &Vector) -> MsiMessage {
+    let (address, data) = vector.message();
+    MsiMessage { address, data }
+}
+
+/// The machine, with the vector that its IOMMU's interrupt is to raise.
 pub(crate) struct SimHardware<'a> {
     pub(crate) machine: &'a Machine,
-    pub(crate) message: Option<MsiMessage>,
+    pub(crate) vector: Option<&'a Vector>,
+    pub(crate) x2apic: bool,
 }
+
+/// The one processor's local APIC.
+pub(crate) const PROCESSOR: u32 = 0;
 
 impl Hardware for SimHardware<'_> {
     fn map_mmio(&self, base: PhysAddr, len: u64) -> Option<Arc<dyn Mmio>> {
@@ -28,7 +40,11 @@ impl Hardware for SimHardware<'_> {
     }
 
     fn msi_message(&self, _unit: PciAddress) -> Option<MsiMessage> {
-        self.message
+        self.vector.map(message_of)
+    }
+
+    fn x2apic_target(&self, _unit: PciAddress) -> Option<IrqTarget> {
+        self.vector.filter(|_| self.x2apic).map(|vector| IrqTarget::fixed(vector.number(), PROCESSOR))
     }
 }
 

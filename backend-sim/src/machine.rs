@@ -4,10 +4,11 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
-use amd_vi::{AmdVi, InitError, MsiMessage};
+use amd_vi::ivrs::Madt;
+use amd_vi::{AmdVi, InitError, IrqRemapConfig};
 use dma_api::{BusRanges, Counted, Device, DeviceBuilder, OpsCounters, OpsStatistics};
 use iommu_core::pci::{HostBridge, QUIRKS, Topology};
-use iommu_core::{Fault, Group, GroupError, Iommu, Settings};
+use iommu_core::{Fault, Group, GroupError, Iommu, IrqRemap, Settings};
 use platform::pci::{Function, PciAddress, RequesterId};
 use platform::{DmaAddr, FreeFrameChanged, PhysAddr, Platform};
 use sim_hardware::{Machine, MachineConfig, MachineError, iommu, nvme, virtio};
@@ -35,7 +36,7 @@ pub struct Config {
     /// How many invalidations each DMA engine can hold, 1 to 32, if it can keep translations itself (ATS). Whether it may is
     /// the driver's choice.
     pub ats: Option<u8>,
-    /// What the IOMMU's driver is told to choose.
+    /// What the IOMMU's driver is told to choose: by default interrupts are remapped, since without any device can raise any.
     pub driver: amd_vi::Config,
     /// How default domains are chosen.
     pub settings: Settings,
@@ -58,7 +59,13 @@ impl Config {
             virtio_blk: None,
             iommu: Some(iommu::Config::default()),
             ats: None,
-            driver: amd_vi::Config::default(),
+            driver: amd_vi::Config {
+                irq_remap: Some(IrqRemapConfig {
+                    x2apic: true,
+                    madt: Some(Madt { io_apics: vec![Machine::IO_APIC_ID] }),
+                }),
+                ..amd_vi::Config::default()
+            },
             settings: Settings::default(),
             untrusted: Vec::new(),
             bounce_pool: 8 << 20,
@@ -178,11 +185,8 @@ impl SimMachine {
         tick: Duration,
     ) -> Result<(), SimError> {
         let vector = self.machine.interrupts.allocate();
-        let message = vector.as_ref().map(|vector| {
-            let (address, data) = vector.message();
-            MsiMessage { address, data }
-        });
-        let hardware = SimHardware { machine: &self.machine, message };
+        let x2apic = choices.irq_remap.as_ref().is_some_and(|remap| remap.x2apic);
+        let hardware = SimHardware { machine: &self.machine, vector: vector.as_ref(), x2apic };
         let driver = AmdVi::init(Arc::clone(&platform), self.machine.ivrs(), &hardware, choices)?;
         let iommu = Arc::new(Iommu::new(platform, settings, Some(Arc::clone(&self.bounce))));
         iommu.register(driver.clone());
@@ -216,6 +220,11 @@ impl SimMachine {
         self.driver.as_ref()
     }
 
+    /// Interrupt remapping, if interrupts are remapped.
+    pub fn irq_remap(&self) -> Option<Arc<dyn IrqRemap>> {
+        self.driver.as_ref().and_then(|driver| driver.irq_remap().ok())
+    }
+
     /// The bounce pool.
     pub fn bounce(&self) -> &Arc<Swiotlb> {
         &self.bounce
@@ -247,8 +256,14 @@ impl SimMachine {
 
     fn function(&self, address: PciAddress) -> Result<Arc<dyn Function>, SimError> {
         self.topology.get(address).ok_or(SimError::NoSuchFunction(address))?;
-        let (tree, interrupts) = (Arc::clone(&self.machine.pci), Arc::clone(&self.machine.interrupts));
-        Ok(Arc::new(SimFunction::new(address, tree, interrupts, Arc::clone(&self.platform))))
+        Ok(Arc::new(SimFunction {
+            address,
+            tree: Arc::clone(&self.machine.pci),
+            interrupts: Arc::clone(&self.machine.interrupts),
+            remap: self.irq_remap(),
+            aliases: self.topology.dma_aliases(address),
+            platform: Arc::clone(&self.platform),
+        }))
     }
 
     /// Binds a driver to a function that the IOMMU confines in full.

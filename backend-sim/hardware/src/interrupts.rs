@@ -56,6 +56,12 @@ impl InterruptController {
         Some(Vector { number: number as u8, line })
     }
 
+    /// The address and data of the last message that raised a vector of somebody's. They say for which processor it was: bits
+    /// 19:12 of the address, and 63:40 for the higher bits of its identifier.
+    pub fn last_message(&self, vector: u8) -> Option<(u64, u32)> {
+        self.lines[usize::from(vector)].waiting.lock().last
+    }
+
     /// Messages that named a vector which nobody had.
     pub fn spurious(&self) -> u64 {
         self.spurious.load(Ordering::Relaxed)
@@ -88,12 +94,6 @@ impl Vector {
     /// The address and data of the message that raises it.
     pub fn message(&self) -> (u64, u32) {
         (0xfee0_0000, u32::from(self.number))
-    }
-
-    /// The address and data of the last message that raised it, which say for which processor it was: by bits 19:12 of the
-    /// address, and 63:40 for the higher bits of its identifier.
-    pub fn last_message(&self) -> Option<(u64, u32)> {
-        self.line.waiting.lock().last
     }
 
     /// Waits until it was raised since the last wait that returned true, for `timeout` at most.
