@@ -29,6 +29,7 @@ pub struct Config {
     pub(crate) board: &'static Board,
     pub(crate) program: Option<Program>,
     pub(crate) memory: u64,
+    pub(crate) processors: u32,
     pub(crate) iommu: Unit,
     pub(crate) iommu_options: Vec<String>,
     pub(crate) driver: amd_vi::Config,
@@ -51,6 +52,7 @@ impl Config {
             board: &Q35,
             program: None,
             memory: 256 << 20,
+            processors: 1,
             iommu: Unit::Amd,
             iommu_options: Vec::new(),
             driver: amd_vi::Config::default(),
@@ -91,6 +93,14 @@ impl Config {
     #[must_use]
     pub fn memory(mut self, bytes: u64) -> Self {
         self.memory = bytes.clamp(64 << 20, 2 << 30) & !0xf_ffff;
+        self
+    }
+
+    /// With this many processors, 1 to 255, all of them halted: interrupts come to them
+    /// ([`crate::QemuMachine::raised_interrupts`]).
+    #[must_use]
+    pub fn processors(mut self, count: u32) -> Self {
+        self.processors = count.clamp(1, 255);
         self
     }
 
@@ -201,9 +211,10 @@ impl Config {
         )));
         arguments.extend(text(self.board.processor));
         arguments.extend(firmware.into_iter().flat_map(|path| ["-bios".into(), path.into()]));
-        // Standard input is the socket.
+        // Standard input and output are the sockets.
         arguments.extend(text("-chardev socket,id=qtest,fd=0 -qtest chardev:qtest"));
-        arguments.extend(text("-monitor none"));
+        arguments.extend(text("-chardev socket,id=monitor,fd=1 -mon chardev=monitor,mode=control"));
+        arguments.extend(text(&format!("-smp {}", self.processors)));
         // Option ROMs are for processors.
         arguments.extend(text("-global pci-device.romfile="));
         let unit = match self.iommu {

@@ -23,6 +23,13 @@ pub enum Defect {
     /// The flags of an event of the AMD IOMMU say that the request was an interrupt (I), and not that it was a write (RW): that is
     /// in the bits of GN and NX.
     EventFlags,
+    /// The AMD IOMMU refuses an interrupt without an event.
+    NoInterruptEvents,
+    /// The AMD IOMMU makes vector 0 for processor 0 of an interrupt that it is to forward as it is (IntCtl = 1): it copies the
+    /// message and then writes over it what an entry would have said.
+    ForwardsNoInterrupt,
+    /// Messages of the IO-APIC do not go through the AMD IOMMU.
+    IoApicNotRemapped,
     /// An invalidation of pages drops all translations of the domain, so that a range that is too small does not show.
     InvalidatesWholeDomain,
     /// The RISC-V IOMMU finds a page of more than 4 KiB somewhere else than its entry says.
@@ -37,6 +44,10 @@ const DEFECTS: &[(Defect, Version, Version)] = &[
     (Defect::EventAddressZero, Version::new(10, 2, 0), NOT_YET),
     (Defect::EventDomainZero, Version::new(10, 2, 0), NOT_YET),
     (Defect::EventFlags, Version::new(10, 2, 0), NOT_YET),
+    (Defect::NoInterruptEvents, OLDEST, NOT_YET),
+    (Defect::ForwardsNoInterrupt, OLDEST, NOT_YET),
+    // Fixed somewhere between 10.0.2 and 11.1.3.
+    (Defect::IoApicNotRemapped, OLDEST, Version::new(11, 0, 0)),
     (Defect::InvalidatesWholeDomain, OLDEST, NOT_YET),
     // Fixed somewhere between 10.0.2 and 11.1.3.
     (Defect::RiscvLargePages, OLDEST, Version::new(11, 0, 0)),

@@ -11,6 +11,7 @@ mod fw_cfg;
 mod machine;
 mod messages;
 mod mmio;
+mod monitor;
 mod platform;
 mod process;
 mod program;

@@ -22,6 +22,7 @@ use crate::function::QemuFunction;
 use crate::fw_cfg::FwCfg;
 use crate::messages::{MessagePage, WithMessages};
 use crate::mmio::QtestMmio;
+use crate::monitor::Monitor;
 use crate::platform::QemuPlatform;
 use crate::process::Process;
 use crate::program::{Program, ProgramError, Version};
@@ -94,6 +95,7 @@ pub struct QemuMachine {
     config_space: Arc<QemuConfigSpace>,
     platform: Arc<QemuPlatform>,
     qtest: Arc<Qtest>,
+    monitor: Monitor,
     process: Process,
     version: Version,
     memory: u64,
@@ -114,7 +116,9 @@ impl QemuMachine {
         let firmware_path = board.is_pc.then(|| path_of(&firmware));
         let (ours, theirs) = UnixStream::pair()?;
         let arguments = config.arguments(version, &ram.path(), firmware_path.as_deref());
-        let process = Process::start(&program, arguments, theirs)?;
+        let (monitor, their_monitor) = UnixStream::pair()?;
+        let process = Process::start(&program, arguments, theirs, their_monitor)?;
+        let monitor = Monitor::new(monitor)?;
         let qtest = Arc::new(Qtest::new(ours)?);
         let failed = |error| QemuError::Qemu { error, messages: process.messages() };
         qtest.ping().map_err(failed)?;
@@ -149,6 +153,7 @@ impl QemuMachine {
             config_space,
             platform,
             qtest,
+            monitor,
             process,
             version,
             memory: config.memory,
@@ -315,6 +320,16 @@ impl QemuMachine {
             events.read();
         }
         self.iommu().map(|iommu| iommu.take_faults()).unwrap_or_default()
+    }
+
+    /// The vectors that have been raised on a processor since the start, by its local APIC's request register, lowest first. All
+    /// processors are halted, so none is ever taken: a vector that is raised again shows nothing new. Only on a PC.
+    ///
+    /// # Errors
+    /// [`QemuError::Qemu`] when there is no such processor, or QEMU has ended.
+    pub fn raised_interrupts(&self, processor: u32) -> Result<Vec<u8>, QemuError> {
+        let raised = self.monitor.raised_interrupts(processor);
+        raised.map_err(|error| QemuError::Qemu { error, messages: self.process.messages() })
     }
 
     /// Free memory that somebody has written to.

@@ -22,17 +22,18 @@ pub(crate) struct Process {
 }
 
 impl Process {
-    /// Starts QEMU with a socket as its standard input, so that it needs no name.
+    /// Starts QEMU with sockets as its standard input and output, so that they need no names.
     pub(crate) fn start(
         program: &Program,
         arguments: Vec<OsString>,
         input: UnixStream,
+        output: UnixStream,
     ) -> std::io::Result<Self> {
         let messages = unnamed("qemu-messages")?;
         let mut command = program.command();
         command.args(arguments);
         command.stdin(Stdio::from(OwnedFd::from(input)));
-        command.stdout(Stdio::null());
+        command.stdout(Stdio::from(OwnedFd::from(output)));
         command.stderr(Stdio::from(messages.try_clone()?));
         let (stop, stopped) = mpsc::channel();
         let (started, outcome) = mpsc::channel();
