@@ -99,12 +99,9 @@ mod sse2 {
 
     use super::{AtomicU64, one_by_one};
 
-    /// Words of a block: 64 bytes.
-    const BLOCK: usize = 8;
-
-    /// Words before the first that is aligned to 16 bytes, whole blocks, and the rest.
+    /// Words before the first that is aligned to 16 bytes, whole blocks of so many words, and the rest.
     #[inline]
-    fn parts(words: &[AtomicU64]) -> (&[AtomicU64], &[AtomicU64], &[AtomicU64]) {
+    fn parts<const BLOCK: usize>(words: &[AtomicU64]) -> (&[AtomicU64], &[AtomicU64], &[AtomicU64]) {
         let head = (words.as_ptr().addr() / size_of::<u64>() % 2).min(words.len());
         let (head, rest) = words.split_at(head);
         let (blocks, tail) = rest.split_at(rest.len() / BLOCK * BLOCK);
@@ -113,7 +110,7 @@ mod sse2 {
 
     #[inline]
     pub(super) fn all_zero(words: &[AtomicU64]) -> bool {
-        let (head, blocks, tail) = parts(words);
+        let (head, blocks, tail) = parts::<8>(words);
         if !one_by_one::all_zero(head) || !one_by_one::all_zero(tail) {
             return false;
         }
@@ -152,7 +149,7 @@ mod sse2 {
 
     #[inline]
     pub(super) fn store_rising(words: &[AtomicU64], first: u64, step: u64) {
-        let (head, blocks, tail) = parts(words);
+        let (head, blocks, tail) = parts::<8>(words);
         one_by_one::store_rising(head, first, step);
         let mut value = first.wrapping_add(step.wrapping_mul(head.len() as u64));
         if !blocks.is_empty() {
@@ -201,7 +198,7 @@ mod sse2 {
 
     #[inline]
     pub(super) fn store_rising_if_zero(words: &[AtomicU64], first: u64, step: u64) -> usize {
-        let (head, blocks, tail) = parts(words);
+        let (head, blocks, tail) = parts::<8>(words);
         let mut stored = one_by_one::store_rising_if_zero(head, first, step);
         if stored < head.len() {
             return stored;
@@ -273,7 +270,7 @@ mod sse2 {
 
     #[inline]
     pub(super) fn clear_matching(words: &[AtomicU64], mask: u64, value: u64) -> usize {
-        let (head, blocks, tail) = parts(words);
+        let (head, blocks, tail) = parts::<16>(words);
         let mut cleared = one_by_one::clear_matching(head, mask, value);
         if cleared < head.len() {
             return cleared;
@@ -281,7 +278,7 @@ mod sse2 {
         if !blocks.is_empty() {
             let first = blocks.as_ptr();
             let stopped: *const AtomicU64;
-            // SAFETY: reads and writes words of `blocks`, which are a multiple of 64 bytes, more than none, aligned to 16 bytes.
+            // SAFETY: reads and writes words of `blocks`, which are a multiple of 128 bytes, more than none, aligned to 16 bytes.
             // They are atomics, so they may change behind a shared reference, and each aligned half of a 16-byte access is one
             // access.
             unsafe {
@@ -294,16 +291,28 @@ mod sse2 {
                     "2:",
                     // Bits in which any word differs.
                     "movdqa {w0}, xmmword ptr [{at}]",
-                    "movdqa {w1}, xmmword ptr [{at} + 16]",
-                    "movdqa {w2}, xmmword ptr [{at} + 32]",
-                    "movdqa {w3}, xmmword ptr [{at} + 48]",
                     "pxor {w0}, {value}",
+                    "movdqa {w1}, xmmword ptr [{at} + 16]",
                     "pxor {w1}, {value}",
+                    "movdqa {w2}, xmmword ptr [{at} + 32]",
                     "pxor {w2}, {value}",
-                    "pxor {w3}, {value}",
-                    "por {w0}, {w1}",
-                    "por {w2}, {w3}",
                     "por {w0}, {w2}",
+                    "movdqa {w3}, xmmword ptr [{at} + 48]",
+                    "pxor {w3}, {value}",
+                    "por {w1}, {w3}",
+                    "movdqa {w2}, xmmword ptr [{at} + 64]",
+                    "pxor {w2}, {value}",
+                    "por {w0}, {w2}",
+                    "movdqa {w3}, xmmword ptr [{at} + 80]",
+                    "pxor {w3}, {value}",
+                    "por {w1}, {w3}",
+                    "movdqa {w2}, xmmword ptr [{at} + 96]",
+                    "pxor {w2}, {value}",
+                    "por {w0}, {w2}",
+                    "movdqa {w3}, xmmword ptr [{at} + 112]",
+                    "pxor {w3}, {value}",
+                    "por {w1}, {w3}",
+                    "por {w0}, {w1}",
                     "pand {w0}, {mask}",
                     "pcmpeqb {w0}, {zero}",
                     "pmovmskb {equal:e}, {w0}",
@@ -313,7 +322,11 @@ mod sse2 {
                     "movdqa xmmword ptr [{at} + 16], {zero}",
                     "movdqa xmmword ptr [{at} + 32], {zero}",
                     "movdqa xmmword ptr [{at} + 48], {zero}",
-                    "add {at}, 64",
+                    "movdqa xmmword ptr [{at} + 64], {zero}",
+                    "movdqa xmmword ptr [{at} + 80], {zero}",
+                    "movdqa xmmword ptr [{at} + 96], {zero}",
+                    "movdqa xmmword ptr [{at} + 112], {zero}",
+                    "add {at}, 128",
                     "cmp {at}, {end}",
                     "jne 2b",
                     "3:",
