@@ -8,7 +8,7 @@ mod walkers;
 
 use io_pgtable::{
     AmdV1, Arm32LpaeS1, Arm32LpaeS2, ArmLpaeS1, ArmLpaeS2, ArmV7s, Dart1, Dart2, IoPgtableCfg, MaliLpae,
-    Quirks, RiscV, VtdSs, X86_64,
+    Quirks, RiscV, RiscV32, VtdSs, X86_64,
 };
 use mock2k::Mock2k;
 use walkers::{amdv1, arm_lpae, arm_v7s, dart, mali_lpae, riscv, vtdss, x86_64};
@@ -30,6 +30,7 @@ conformance!(riscv_sv39, RiscV, IoPgtableCfg::new(39), riscv::walk);
 conformance!(riscv_sv48, RiscV, IoPgtableCfg::new(48), riscv::walk);
 conformance!(riscv_sv57, RiscV, IoPgtableCfg::new(57), riscv::walk);
 conformance!(riscv_svpbmt, RiscV, IoPgtableCfg::new(48).with_quirks(Quirks::RISCV_SVPBMT), riscv::walk);
+conformance!(riscv_sv32, RiscV32, IoPgtableCfg::new(32), riscv::sv32);
 conformance!(vtdss_3_levels, VtdSs, IoPgtableCfg::new(39), vtdss::look);
 conformance!(
     vtdss_4_levels,

@@ -10,7 +10,7 @@ use std::collections::BTreeMap;
 use common::{Bed, RW};
 use io_pgtable::{
     AmdV1, Arm32LpaeS1, Arm32LpaeS2, ArmLpaeS1, ArmLpaeS2, ArmV7s, Dart1, Dart2, Format, IoPageTable,
-    IoPgtableCfg, MaliLpae, Quirks, RiscV, Split, VtdSs, X86_64,
+    IoPgtableCfg, MaliLpae, Quirks, RiscV, RiscV32, Split, VtdSs, X86_64,
 };
 use mock2k::Mock2k;
 use platform::{DmaAddr, MapError, Prot};
@@ -392,6 +392,7 @@ model! {
     x86, X86_64, IoPgtableCfg::new(48), x86_64::walk, None;
     vtd_second_stage, VtdSs, IoPgtableCfg::new(39), vtdss::look, Some(|entry| entry | 1 << 9);
     risc_v, RiscV, IoPgtableCfg::new(39), riscv::walk, None;
+    risc_v_sv32, RiscV32, IoPgtableCfg::new(32), riscv::sv32, None;
     arm_s1_4k, ArmLpaeS1<12>, IoPgtableCfg::new(39), arm_lpae::stage1::<12>, None;
     arm_s1_4k_upper, ArmLpaeS1<12>, IoPgtableCfg::new(36).with_quirks(Quirks::ARM_TTBR1), arm_lpae::stage1::<12>, None;
     arm_s1_16k, ArmLpaeS1<14>, IoPgtableCfg::new(40), arm_lpae::stage1::<14>, None;

@@ -5,7 +5,7 @@ mod common;
 mod walkers;
 
 use common::image::{Case, check, word, words};
-use io_pgtable::{IoPgtableCfg, Quirks, RiscV};
+use io_pgtable::{IoPgtableCfg, Quirks, RiscV, RiscV32};
 
 const BASE: u64 = 0x4000_0000;
 
@@ -253,4 +253,68 @@ fn sv48_with_memory_types() {
         },
     ];
     check::<RiscV>(BASE, &cfg, CASES);
+}
+
+/// The reference model reads them so.
+#[test]
+fn sv32() {
+    const CASES: &[Case] = &[
+        // 4K RW NOEXEC
+        Case {
+            iova: 0x1234_5000,
+            phys: 0x2_abcd_e000,
+            size: 0x1000,
+            prot: "RWN",
+            words: &[word(0x4000_0000, 0x48, 0x1000_0401), word(0x4000_1000, 0x345, 0xaaf3_78d7)],
+        },
+        // 4K RWX
+        Case {
+            iova: 0x1234_6000,
+            phys: 0x2_abcd_f000,
+            size: 0x1000,
+            prot: "RW",
+            words: &[word(0x4000_1000, 0x346, 0xaaf3_7cdf)],
+        },
+        // 4K RO
+        Case {
+            iova: 0x1234_7000,
+            phys: 0x2_abce_0000,
+            size: 0x1000,
+            prot: "RN",
+            words: &[word(0x4000_1000, 0x347, 0xaaf3_8053)],
+        },
+        // 4K WO flags
+        Case {
+            iova: 0x1234_8000,
+            phys: 0x2_abce_1000,
+            size: 0x1000,
+            prot: "WN",
+            words: &[word(0x4000_1000, 0x348, 0xaaf3_84d7)],
+        },
+        // 4K MMIO
+        Case {
+            iova: 0x1234_9000,
+            phys: 0xfee0_0000,
+            size: 0x1000,
+            prot: "RWNM",
+            words: &[word(0x4000_1000, 0x349, 0x3fb8_00d7)],
+        },
+        // 4M RW
+        Case {
+            iova: 0x1240_0000,
+            phys: 0x3_ffc0_0000,
+            size: 0x40_0000,
+            prot: "RWN",
+            words: &[word(0x4000_0000, 0x49, 0xfff0_00d7)],
+        },
+        // 4M RO
+        Case {
+            iova: 0xffc0_0000,
+            phys: 0x1_5540_0000,
+            size: 0x40_0000,
+            prot: "RN",
+            words: &[word(0x4000_0000, 0x3ff, 0x5550_0053)],
+        },
+    ];
+    check::<RiscV32>(BASE, &IoPgtableCfg::new(32), CASES);
 }

@@ -17,7 +17,7 @@ pub use arm_lpae_s2::{Arm32LpaeS2, ArmLpaeS2};
 pub use arm_v7s::ArmV7s;
 pub use dart::{Dart, Dart1, Dart2};
 pub use mali_lpae::MaliLpae;
-pub use riscv::RiscV;
+pub use riscv::{RiscV, RiscV32};
 pub use vtdss::VtdSs;
 pub use x86_64::X86_64;
 
@@ -39,7 +39,7 @@ pub enum IoPgtableFmt {
     X86_64,
     /// [`VtdSs`].
     VtdSs,
-    /// [`RiscV`].
+    /// [`RiscV`], or [`RiscV32`] for 32 bits of I/O address.
     RiscV,
     /// [`ArmLpaeS1`] (`ARM_64_LPAE_S1`). Its granule is the smallest of 4, 16 and 64 KiB that the configuration has.
     Arm64LpaeS1,
@@ -74,6 +74,7 @@ pub fn alloc_io_pgtable_ops(
         (IoPgtableFmt::AmdV1, _) => boxed::<AmdV1>(parts, cfg),
         (IoPgtableFmt::X86_64, _) => boxed::<X86_64>(parts, cfg),
         (IoPgtableFmt::VtdSs, _) => boxed::<VtdSs>(parts, cfg),
+        (IoPgtableFmt::RiscV, _) if cfg.ias == 32 => boxed::<RiscV32>(parts, cfg),
         (IoPgtableFmt::RiscV, _) => boxed::<RiscV>(parts, cfg),
         (IoPgtableFmt::Arm64LpaeS1, Some(14)) => boxed::<ArmLpaeS1<14>>(parts, cfg),
         (IoPgtableFmt::Arm64LpaeS1, Some(16)) => boxed::<ArmLpaeS1<16>>(parts, cfg),

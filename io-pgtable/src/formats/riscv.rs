@@ -1,5 +1,5 @@
-//! RISC-V's page table (Privileged Architecture, chapter "Supervisor-Level ISA": Sv39, Sv48, Sv57, Svnapot, Svpbmt), as the
-//! RISC-V IOMMU reads it.
+//! RISC-V's page table (Privileged Architecture, chapter "Supervisor-Level ISA": Sv32, Sv39, Sv48, Sv57, Svnapot, Svpbmt), as
+//! the RISC-V IOMMU reads it.
 
 use platform::{PageSizes, PhysAddr, Prot};
 
@@ -7,13 +7,16 @@ use crate::cfg::{CfgError, IoPgtableCfg, Quirks, Shape, Upper};
 use crate::format::{Decoded, Format};
 
 /// RISC-V: Sv39, Sv48 or Sv57, by the bits of the I/O address; signed. A page of 64 KiB is sixteen equal entries (Svnapot,
-/// which every RISC-V IOMMU has). With [`Quirks::RISCV_SVPBMT`] entries have a memory type.
+/// which every RISC-V IOMMU has). With [`Quirks::RISCV_SVPBMT`] entries have a memory type. [`RiscV32`] has entries of 32 bits.
 ///
 /// Accessed and dirty bits are set from the start, so hardware never writes to an entry.
 #[derive(Clone, Copy, Debug)]
-pub struct RiscV {
+pub struct RiscV<const ENTRY_BITS: u32 = 64> {
     memory_types: bool,
 }
+
+/// RISC-V's Sv32: 32 bits of I/O address, 34 of physical address, tables in the lowest 4 GiB; pages of 4 KiB and 4 MiB.
+pub type RiscV32 = RiscV<32>;
 
 /// V: the entry is valid.
 const VALID: u64 = 1 << 0;
@@ -44,23 +47,33 @@ const NAPOT_SHIFT: u32 = 16;
 /// What the address of such a page has in the bits that its size leaves free.
 const NAPOT_SIZE: u64 = 0x8000;
 
-impl Format for RiscV {
+impl<const ENTRY_BITS: u32> Format for RiscV<ENTRY_BITS> {
     const GRANULE_SHIFT: u32 = 12;
-    const INDEX_BITS: u32 = 9;
-    const MAX_LEVEL: u32 = 5;
-    const PAGE_SIZES: PageSizes =
-        PageSizes::from_bits(1 << 12 | 1 << NAPOT_SHIFT | 1 << 21 | 1 << 30 | 1 << 39 | 1 << 48);
-    const OUTPUT_BITS: u32 = 56;
+    const INDEX_BITS: u32 = if ENTRY_BITS == 32 { 10 } else { 9 };
+    const ENTRY_BYTES: usize = ENTRY_BITS as usize / 8;
+    const MAX_LEVEL: u32 = if ENTRY_BITS == 32 { 2 } else { 5 };
+    const PAGE_SIZES: PageSizes = PageSizes::from_bits(if ENTRY_BITS == 32 {
+        1 << 12 | 1 << 22
+    } else {
+        1 << 12 | 1 << NAPOT_SHIFT | 1 << 21 | 1 << 30 | 1 << 39 | 1 << 48
+    });
+    const OUTPUT_BITS: u32 = if ENTRY_BITS == 32 { 34 } else { 56 };
     // Bits 9:8 are software's.
     const FLUSHED: u64 = 1 << 8;
 
     fn new(cfg: &IoPgtableCfg) -> Result<(Self, Shape), CfgError> {
-        cfg.check(Quirks::RISCV_SVPBMT)?;
-        if !matches!(cfg.ias, 39 | 48 | 57) {
-            return Err(CfgError::InputSize);
+        cfg.check(if ENTRY_BITS == 32 { Quirks::empty() } else { Quirks::RISCV_SVPBMT })?;
+        let upper = match (ENTRY_BITS, cfg.ias) {
+            (32, 32) => Upper::Zero,
+            (64, 39 | 48 | 57) => Upper::Sign,
+            _ => return Err(CfgError::InputSize),
+        };
+        let mut shape = Shape::of::<Self>(cfg.ias, upper)?;
+        if ENTRY_BITS == 32 {
+            // The upper half of a link between pages that wait to be freed must read as an empty entry.
+            shape.table_bits = 32;
         }
-        let format = Self { memory_types: cfg.quirks.contains(Quirks::RISCV_SVPBMT) };
-        Ok((format, Shape::of::<Self>(cfg.ias, Upper::Sign)?))
+        Ok((Self { memory_types: cfg.quirks.contains(Quirks::RISCV_SVPBMT) }, shape))
     }
 
     #[inline(always)]

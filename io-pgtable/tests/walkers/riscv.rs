@@ -57,3 +57,36 @@ pub(crate) fn walk(arena: &Arena, root: Root, cfg: &IoPgtableCfg, iova: u64) -> 
     }
     Err(Fault::Refused("a pointer in the lowest level"))
 }
+
+/// Sv32: entries of 32 bits, ten bits of the address a level, and none of the extensions.
+pub(crate) fn sv32(arena: &Arena, root: Root, cfg: &IoPgtableCfg, iova: u64) -> Result<Found, Fault> {
+    assert_eq!((cfg.ias, root.level), (32, 2));
+    if iova >> 32 != 0 {
+        return Err(Fault::Absent);
+    }
+    let mut table = root.phys.get();
+    for (shift, last) in [(22, false), (12, true)] {
+        let at = table + (iova >> shift & 0x3ff) * 4;
+        let pte = arena.read(at & !7) >> (8 * (at & 4)) & 0xffff_ffff;
+        let [v, r, w, x, u, _g, a, d] = std::array::from_fn(|bit| pte >> bit & 1 == 1);
+        if !v {
+            return Err(Fault::of_empty(pte));
+        }
+        let address = pte >> 10 << 12;
+        if !r && !w && !x {
+            if u || a || d || last {
+                return Err(Fault::Refused("no pointer stands here"));
+            }
+            table = address;
+            continue;
+        }
+        let size = 1u64 << shift;
+        if w && !r || !address.is_multiple_of(size) {
+            return Err(Fault::Refused("a reserved leaf"));
+        }
+        let reach = u && a;
+        let phys = address + iova % size;
+        return Ok(Found { phys, size, read: reach && r, write: reach && w && d, execute: reach && x });
+    }
+    unreachable!("the last level has no pointers")
+}
