@@ -32,6 +32,7 @@ pub struct Config {
     pub(crate) processors: u32,
     pub(crate) iommu: Unit,
     pub(crate) iommu_options: Vec<String>,
+    pub(crate) with_driver: bool,
     pub(crate) driver: amd_vi::Config,
     pub(crate) devices: Vec<OsString>,
     pub(crate) settings: Settings,
@@ -55,6 +56,7 @@ impl Config {
             processors: 1,
             iommu: Unit::Amd,
             iommu_options: Vec::new(),
+            with_driver: true,
             driver: amd_vi::Config::default(),
             devices: Vec::new(),
             settings: Settings::default(),
@@ -108,6 +110,13 @@ impl Config {
     #[must_use]
     pub fn without_iommu(mut self) -> Self {
         self.iommu = Unit::None;
+        self
+    }
+
+    /// With an AMD IOMMU that nobody brings up, registers at FED8_0000h, as [`Config::vtd_first_stage`].
+    #[must_use]
+    pub fn without_driver(mut self) -> Self {
+        self.with_driver = false;
         self
     }
 

@@ -16,6 +16,8 @@ pub enum Defect {
     /// The AMD IOMMU takes bit 8 of a domain identifier for a reserved bit of the device table entry, and refuses the device's
     /// requests.
     DomainIdBit8,
+    /// The AMD IOMMU ignores the bits of an address that its table does not reach, instead of refusing it.
+    AddressAliases,
     /// The address in an event of the AMD IOMMU is 0: `amdvi_setevent_bits` shifts a 64-bit mask by 64.
     EventAddressZero,
     /// The domain identifier in an event of the AMD IOMMU is 0.
@@ -41,6 +43,8 @@ const DEFECTS: &[(Defect, Version, Version)] = &[
     (Defect::NoEventLog, OLDEST, Version::new(10, 2, 0)),
     (Defect::BusZeroBehindBridges, OLDEST, Version::new(10, 2, 0)),
     (Defect::DomainIdBit8, OLDEST, Version::new(10, 0, 3)),
+    // Fixed somewhere between 10.0.13 and 11.1.3.
+    (Defect::AddressAliases, OLDEST, Version::new(11, 0, 0)),
     (Defect::EventAddressZero, Version::new(10, 2, 0), NOT_YET),
     (Defect::EventDomainZero, Version::new(10, 2, 0), NOT_YET),
     (Defect::EventFlags, Version::new(10, 2, 0), NOT_YET),

@@ -158,7 +158,7 @@ impl QemuMachine {
             version,
             memory: config.memory,
         };
-        if config.iommu == Unit::Amd {
+        if config.iommu == Unit::Amd && config.with_driver {
             machine.bring_iommu_up(dyn_platform, &config)?;
         }
         machine.health()?;
