@@ -81,6 +81,8 @@ impl From<PciError> for QemuError {
 }
 
 /// A machine of QEMU's, with its processor halted and the stack of this process in its place.
+///
+/// What was made on it may outlive it: its devices no longer do DMA then, and its registers read as ones.
 // Fields are dropped in this order: threads before what they call, software before hardware.
 #[derive(Debug)]
 pub struct QemuMachine {
@@ -335,6 +337,27 @@ impl QemuMachine {
     /// Free memory that somebody has written to.
     pub fn check_free_memory(&self) -> Vec<FreeFrameChanged> {
         self.platform.frames().check_free()
+    }
+}
+
+impl Drop for QemuMachine {
+    /// Does what a kernel does before it ends: devices stop, then the IOMMU. Whatever outlives the machine, buffers, devices and
+    /// domains, would else wait for an answer of hardware that is gone.
+    fn drop(&mut self) {
+        // Nobody looks at the units while they are turned off.
+        self.ticker = None;
+        let Some(events) = &self.events else { return };
+        if self.health().is_err() {
+            return;
+        }
+        for node in self.topology.iter() {
+            if let Ok(function) = self.function(node.address) {
+                function.set_bus_master(false);
+            }
+        }
+        // QEMU ends all the same when a unit does not stop; who outlives it then waits until his time is over.
+        // SAFETY: no function may do DMA any more, and QEMU ends before any gets it back.
+        let _ = unsafe { events.driver.shutdown(&*self.config_space) };
     }
 }
 

@@ -4,10 +4,12 @@ mod common;
 
 use std::io::{BufRead, BufReader};
 use std::process::{Command, Stdio};
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use backend_qemu::{Config, Defect, Emulator, Program, ProgramError, QemuError, QemuMachine};
 use common::{EDU, PAGE, RW, map, pages, start, with_edu};
+use dma_api::{CoherentSlice, DmaBuffer, FromDevice, Streaming};
 use iommu_core::PagingFlags;
 use platform::Clock;
 use platform::pci::PciAddress;
@@ -196,4 +198,27 @@ fn qemu_ends_with_a_process_that_is_killed() {
     assert_eq!(line, "started\n");
     assert_ne!(there, 0);
     until_gone(&mark);
+}
+
+/// Nothing waits for an IOMMU that is gone, and what comes back to its owner is no device's any more.
+#[test]
+fn what_outlives_its_machine_waits_for_nothing() {
+    let Some(machine) = start(with_edu().edu(6)) else { return };
+    let (function, device) = machine.bind(EDU).unwrap();
+    let device = Arc::new(device);
+    let coherent = CoherentSlice::<u64>::zeroed(&device, 512).unwrap();
+    let buffer = DmaBuffer::<u8>::zeroed(&device, 8192).unwrap();
+    let mapped = Streaming::<_, FromDevice>::map(&device, buffer).unwrap();
+    let other = machine.group(PciAddress::new(0, 0, 6, 0)).unwrap();
+    let domain = other.alloc_unmanaged(PagingFlags::empty()).unwrap();
+    other.attach(&domain).unwrap();
+    let iommu = Arc::clone(machine.iommu().unwrap());
+    let start = Instant::now();
+    drop(machine);
+    assert_eq!(mapped.unmap().unwrap().len(), 8192);
+    drop(coherent);
+    drop(device);
+    drop((other, domain, iommu));
+    assert_eq!(function.config_read32(0), u32::MAX);
+    assert!(start.elapsed() < Duration::from_secs(3), "{:?}", start.elapsed());
 }
