@@ -47,6 +47,9 @@ const REMAPPING_IS_AN_OPTION: Version = Version::new(10, 2, 0);
 const SCALABLE_MODE_IS_STABLE: Version = Version::new(11, 0, 0);
 
 impl Config {
+    /// The first version with [`Config::testdev`].
+    pub const TESTDEV_FROM: Version = Version::new(11, 0, 0);
+
     /// A q35 machine with 256 MiB of memory and an AMD IOMMU.
     pub fn q35() -> Self {
         Self {
@@ -162,6 +165,13 @@ impl Config {
     #[must_use]
     pub fn edu(self, number: u8) -> Self {
         self.device(&format!("edu,addr={number:x},dma_mask=0xffffffffffffffff"))
+    }
+
+    /// With `iommu-testdev`, which writes wherever it is told and says how that went, as device `number` of the root bus
+    /// ([`crate::Testdev`]). QEMU has it from [`Config::TESTDEV_FROM`] on.
+    #[must_use]
+    pub fn testdev(self, number: u8) -> Self {
+        self.device(&format!("iommu-testdev,addr={number:x}"))
     }
 
     /// With an NVMe controller as device `number` of the root bus, whose disk is the file at `disk`, in blocks of 512 bytes.

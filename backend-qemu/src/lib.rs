@@ -26,5 +26,5 @@ pub use fw_cfg::FwCfgError;
 pub use machine::{QemuError, QemuMachine};
 pub use platform::QemuPlatform;
 pub use program::{Emulator, Program, ProgramError, Version};
-pub use qemu_devices::{EDU_BUFFER, Edu, EduBench, EduError};
+pub use qemu_devices::{EDU_BUFFER, Edu, EduBench, EduError, Testdev, TestdevError};
 pub use qtest::QtestError;

@@ -4,5 +4,7 @@
 extern crate alloc;
 
 mod edu;
+mod testdev;
 
 pub use edu::{EDU_BUFFER, Edu, EduBench, EduError};
+pub use testdev::{Testdev, TestdevError};
