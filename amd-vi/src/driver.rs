@@ -249,6 +249,21 @@ impl Shared {
         })
     }
 
+    /// Takes in what else a device's requests may be called (Linux: `setup_aliases`). A name that no IVHD has is with the
+    /// device's own unit; one beyond the device table is blocked by the unit.
+    #[doc(alias = "setup_aliases")]
+    fn set_dma_aliases(&self, dev: PciAddress, aliases: &[PciAddress]) {
+        let Some(segment) = self.segments.get(&dev.segment) else { return };
+        let mut devices = self.devices.lock();
+        let Some(state) = devices.get_mut(&dev) else { return };
+        let Some(&(_, unit)) = state.ids.first() else { return };
+        for alias in aliases.iter().filter(|alias| alias.segment == dev.segment).map(|alias| alias.id.get()) {
+            if segment.table.contains(alias) && state.ids.iter().all(|(id, _)| *id != alias) {
+                state.ids.push((alias, segment.unit_of(alias).unwrap_or(unit)));
+            }
+        }
+    }
+
     /// Attaches a device (Linux: `amd_iommu_attach_device`). On failure it stays where it was, or is blocked when the unit
     /// does not answer.
     #[doc(alias = "amd_iommu_attach_device")]
@@ -611,6 +626,10 @@ unsafe impl IommuOps for AmdVi {
 
     fn probe_untrusted_device(&self, dev: PciAddress) -> Result<Probed, ProbeError> {
         self.shared.probe(dev, false)
+    }
+
+    fn set_dma_aliases(&self, dev: PciAddress, aliases: &[PciAddress]) {
+        self.shared.set_dma_aliases(dev, aliases);
     }
 
     #[doc(alias = "amd_iommu_release_device")]

@@ -31,6 +31,8 @@ pub struct Config {
     pub queues: u16,
     /// A virtio block device, if there is to be one.
     pub virtio_blk: Option<virtio::Config>,
+    /// Whether there are devices whose requests carry another name than their own: see [`Machine`].
+    pub aliasing_devices: bool,
     /// The IOMMU, if there is one.
     pub iommu: Option<iommu::Config>,
     /// How many invalidations each DMA engine can hold, 1 to 32, if it can keep translations itself (ATS). Whether it may is
@@ -57,6 +59,7 @@ impl Config {
             disk_writable: false,
             queues: 8,
             virtio_blk: None,
+            aliasing_devices: false,
             iommu: Some(iommu::Config::default()),
             ats: None,
             driver: amd_vi::Config {
@@ -140,6 +143,7 @@ impl SimMachine {
             disk_writable: config.disk_writable,
             virtio_blk: config.virtio_blk,
             ats: config.ats,
+            aliasing_devices: config.aliasing_devices,
             ..MachineConfig::new(config.disk)
         })?;
         let platform = Arc::new(SimPlatform::new(Arc::clone(&machine.ram)));

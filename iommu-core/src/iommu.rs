@@ -128,8 +128,12 @@ impl Iommu {
         for member in members.values() {
             let dev = member.address;
             trace::event("add_device_to_group", u64::from(dev.id.get()), 0);
+            let of_tree = topology.dma_aliases(dev);
+            if !of_tree.is_empty() {
+                member.ops.set_dma_aliases(dev, &of_tree);
+            }
             let firmware = member.aliases.iter().map(|&id| PciAddress { id, ..dev });
-            let names: BTreeSet<_> = firmware.chain(topology.dma_aliases(dev)).chain([dev]).collect();
+            let names: BTreeSet<_> = firmware.chain(of_tree).chain([dev]).collect();
             names.into_iter().for_each(|name| self.routes.add(name, &member.port));
         }
         // Groups without a default domain get another try.

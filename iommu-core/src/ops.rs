@@ -244,6 +244,15 @@ pub unsafe trait IommuOps: Send + Sync + fmt::Debug {
         self.probe_device(dev)
     }
 
+    /// Tells the names that a device's requests may carry besides its own: of bridges, and what is known of the device (Linux:
+    /// what a driver asks `pci_for_each_dma_alias` for). After [`IommuOps::probe_device`], before the device is attached. A driver
+    /// whose hardware looks a request up by its name gives each of them what the device gets; what
+    /// [`Probed::aliases`] says it knows already.
+    #[doc(alias = "pci_for_each_dma_alias")]
+    fn set_dma_aliases(&self, dev: PciAddress, aliases: &[PciAddress]) {
+        let _ = (dev, aliases);
+    }
+
     /// Does what is left once the device is in its group's domain (Linux: `probe_finalize`).
     fn probe_finalize(&self, dev: PciAddress) {
         let _ = dev;

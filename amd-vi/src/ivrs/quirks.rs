@@ -29,7 +29,7 @@ pub enum QuirkError {
 }
 
 /// The corrections that `table` has for the machine that calls itself `vendor` and `product` in its DMI data (Linux:
-/// `amd_iommu_apply_ivrs_quirks`). They go into [`Config::overrides`](crate::Config::overrides), behind the user's own.
+/// `amd_iommu_apply_ivrs_quirks`): the columns are found anywhere in those, as with Linux's `DMI_MATCH`. They go into [`Config::overrides`](crate::Config::overrides), behind the user's own.
 ///
 /// `table` is [`QUIRKS`] or a text like it: a line for each machine with vendor, product and, separated by spaces,
 /// parameters as [`Override`] reads them; tabs between the three. Empty lines and lines that start with `#` say nothing.
@@ -52,7 +52,7 @@ pub fn overrides_for(table: &str, vendor: &str, product: &str) -> Result<Vec<Ove
         };
         for parameter in parameters.split_whitespace() {
             let correction = parameter.parse().map_err(|error| QuirkError::Parameter { line, error })?;
-            if of == vendor && name == product {
+            if vendor.contains(of) && product.contains(name) {
                 overrides.push(correction);
             }
         }

@@ -52,6 +52,7 @@ struct Registers {
 
 /// The engine.
 pub struct DmaEngine {
+    numbers: (u16, u16),
     registers: Arc<Mutex<Registers>>,
     orders: Mutex<Option<Sender<u64>>>,
     worker: Mutex<Option<JoinHandle<()>>>,
@@ -62,7 +63,13 @@ pub struct DmaEngine {
 impl DmaEngine {
     /// An idle engine. With `ats` it can keep translations, and hold so many invalidations, 1 to 32.
     pub fn new(ats: Option<u8>) -> Arc<Self> {
+        Self::with_numbers(0x1234, 0x0d4a, ats)
+    }
+
+    /// An idle engine that says that it is another maker's device.
+    pub fn with_numbers(vendor: u16, device: u16, ats: Option<u8>) -> Arc<Self> {
         Arc::new(Self {
+            numbers: (vendor, device),
             registers: Arc::default(),
             orders: Mutex::new(None),
             worker: Mutex::new(None),
@@ -109,8 +116,8 @@ impl DeviceModel for DmaEngine {
     fn identity(&self) -> Identity {
         const SYSTEM_DMA_CONTROLLER: u32 = 0x08_0100;
         Identity {
-            vendor: 0x1234,
-            device: 0x0d4a,
+            vendor: self.numbers.0,
+            device: self.numbers.1,
             class: SYSTEM_DMA_CONTROLLER,
             bars: vec![(0, 4096)],
             msix_vectors: 1,

@@ -42,6 +42,8 @@ pub struct MachineConfig {
     pub virtio_blk: Option<virtio::Config>,
     /// Whether the DMA engines can keep translations (ATS), and how many invalidations each can hold: 1 to 32.
     pub ats: Option<u8>,
+    /// Whether there are devices whose requests carry another name than their own.
+    pub aliasing_devices: bool,
 }
 
 impl MachineConfig {
@@ -55,6 +57,7 @@ impl MachineConfig {
             disk_writable: false,
             virtio_blk: None,
             ats: None,
+            aliasing_devices: false,
         }
     }
 }
@@ -87,6 +90,11 @@ pub enum MachineError {
 /// | 00:03.0, 00:03.1 | DMA engines, functions of one slot without ACS |
 /// | 00:04.0 | root port, isolating; only with a virtio block device |
 /// | 06:00.0 | that device |
+/// | 00:05.0 | root port, isolating; only with aliasing devices, like what follows |
+/// | 07:00.0 | bridge to conventional PCI: what is behind it is called 08:00.0 |
+/// | 08:01.0 | DMA engine |
+/// | 00:06.0 | root port, isolating |
+/// | 09:00.0 | DMA engine, by its numbers a Marvell 88SE9123, whose requests are called 09:00.1 |
 ///
 /// and an IO-APIC and an HPET, whose messages carry the name 00:14.0.
 pub struct Machine {
@@ -127,6 +135,12 @@ impl Machine {
     pub const HPET_NUMBER: u8 = 0;
     /// The name that its messages carry.
     pub const HPET: RequesterId = RequesterId::from_parts(0, 20, 0);
+    /// The DMA engine behind the bridge to conventional PCI, and the name of its requests, where it is.
+    pub const BRIDGED_ENGINE: (RequesterId, RequesterId) =
+        (RequesterId::from_parts(8, 1, 0), RequesterId::from_parts(8, 0, 0));
+    /// The DMA engine whose requests carry another function's name, and that name, where it is.
+    pub const MISNAMED_ENGINE: (RequesterId, RequesterId) =
+        (RequesterId::from_parts(9, 0, 0), RequesterId::from_parts(9, 0, 1));
 
     /// Puts a machine together and switches it on.
     ///
@@ -157,6 +171,20 @@ impl Machine {
                 false,
                 Acs::Absent,
             );
+        }
+        if config.aliasing_devices {
+            builder = builder
+                .root_port(id(0, 5, 0), 7, 8, Acs::ISOLATED)
+                .pci_bridge(id(7, 0, 0), 8, 8)
+                .endpoint(Self::BRIDGED_ENGINE.0, engine(), false, Acs::Absent)
+                .root_port(id(0, 6, 0), 9, 9, Acs::ISOLATED)
+                .endpoint(
+                    Self::MISNAMED_ENGINE.0,
+                    DmaEngine::with_numbers(0x1b4b, 0x9123, None) as _,
+                    false,
+                    Acs::Absent,
+                )
+                .misnamed(Self::MISNAMED_ENGINE.0, Self::MISNAMED_ENGINE.1.function());
         }
         let mut table = Vec::new();
         let iommu = config.iommu.map(|config| {

@@ -29,6 +29,7 @@ pub(super) enum PortType {
     RootPort = 4,
     UpstreamPort = 5,
     DownstreamPort = 6,
+    PcieToPci = 7,
     RootComplexEndpoint = 9,
 }
 

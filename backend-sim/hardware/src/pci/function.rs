@@ -92,6 +92,11 @@ impl FunctionState {
         self.config.lock().msi()
     }
 
+    /// Whether it is a bridge from PCI Express to conventional PCI.
+    pub(super) fn is_pcie_to_pci(&self) -> bool {
+        self.port_type == PortType::PcieToPci
+    }
+
     /// First and last bus behind a bridge.
     pub(super) fn buses_behind(&self) -> Option<(u8, u8)> {
         self.buses_behind

@@ -53,6 +53,8 @@ pub struct PciTree {
 /// Builds a tree as firmware leaves it: bus numbers and regions assigned.
 pub struct Builder {
     functions: BTreeMap<RequesterId, Arc<FunctionState>>,
+    /// Functions whose requests carry another's name.
+    misnamed: BTreeMap<RequesterId, RequesterId>,
     next_region: u64,
     segment: u16,
     iommus: BTreeMap<RequesterId, MsiChanged>,
@@ -73,8 +75,13 @@ impl fmt::Debug for Builder {
 impl Builder {
     /// A root complex with its host bridge at 00:00.0.
     pub fn new() -> Self {
-        let mut builder =
-            Self { functions: BTreeMap::new(), next_region: MMIO_BASE, segment: 0, iommus: BTreeMap::new() };
+        let mut builder = Self {
+            functions: BTreeMap::new(),
+            misnamed: BTreeMap::new(),
+            next_region: MMIO_BASE,
+            segment: 0,
+            iommus: BTreeMap::new(),
+        };
         builder.insert(RequesterId::from_parts(0, 0, 0), ConfigSpace::host_bridge(), None);
         builder
     }
@@ -121,6 +128,21 @@ impl Builder {
         self.bridge(id, 0x57a3, PortType::DownstreamPort, first, last, acs)
     }
 
+    /// A bridge from PCI Express to conventional PCI: what comes from behind it is called function 0 of device 0 of the first
+    /// bus there.
+    #[must_use]
+    pub fn pci_bridge(self, id: RequesterId, first: u8, last: u8) -> Self {
+        self.bridge(id, 0x7461, PortType::PcieToPci, first, last, Acs::Absent)
+    }
+
+    /// The requests of the function at `id` carry the name of another function of its slot, which need not be there: some
+    /// devices are made so.
+    #[must_use]
+    pub fn misnamed(mut self, id: RequesterId, function: u8) -> Self {
+        self.misnamed.insert(id, RequesterId::from_parts(id.bus(), id.device(), function));
+        self
+    }
+
     fn bridge(mut self, id: RequesterId, device: u16, kind: PortType, first: u8, last: u8, acs: Acs) -> Self {
         let config = ConfigSpace::bridge(device, kind, false, [id.bus(), first, last], acs);
         self.insert(id, config, None);
@@ -160,14 +182,14 @@ impl Builder {
         remapper: Option<Arc<dyn Remapper>>,
         sink: Arc<dyn MessageSink>,
     ) -> Arc<PciTree> {
-        let Self { functions, segment, iommus, .. } = self;
+        let Self { functions, misnamed, segment, iommus, .. } = self;
         let tree = Arc::new(PciTree { segment, functions, ram, remapper, sink, iommus });
         for function in tree.functions.values() {
             let Some(device) = &function.device else { continue };
             // Weak: the tree holds its devices.
             let upstream = Arc::new(Way(Arc::downgrade(&tree)));
-            let port =
-                Port::new(function.id, Arc::clone(&function.bus_master), function.atc.clone(), upstream);
+            let name = misnamed.get(&function.id).copied().unwrap_or(function.id);
+            let port = Port::new(name, Arc::clone(&function.bus_master), function.atc.clone(), upstream);
             let vectors = device.identity().msix_vectors;
             let msix = Arc::new(Msix::new(vectors, port.clone(), Arc::downgrade(function)));
             if vectors > 0 {
@@ -262,6 +284,15 @@ impl PciTree {
         })
     }
 
+    /// The name that a request has when it reaches the root.
+    fn name_at_root(&self, requester: RequesterId) -> RequesterId {
+        let renamed = |name: RequesterId, bridge: &Arc<FunctionState>| match bridge.buses_behind() {
+            Some((secondary, _)) if bridge.is_pcie_to_pci() => RequesterId::from_parts(secondary, 0, 0),
+            _ => name,
+        };
+        self.bridges_above(requester.bus()).fold(requester, renamed)
+    }
+
     /// Takes a request up the tree until something answers.
     fn route(
         &self,
@@ -278,6 +309,7 @@ impl PciTree {
         if let Some((function, bar, offset)) = self.peer(requester, address)? {
             return access(Target::Function(function, bar, offset), len);
         }
+        let named = Source { requester: self.name_at_root(requester), ..source };
         let mut done = 0;
         while done < len {
             let at = address.checked_add(done).ok_or(BusError::MasterAbort)?;
@@ -289,7 +321,7 @@ impl PciTree {
             };
             match &self.remapper {
                 Some(remapper) => {
-                    remapper.with_translation(source, at, len - done, write, &mut |translated| {
+                    remapper.with_translation(named, at, len - done, write, &mut |translated| {
                         onward(translated.phys, translated.len)
                     })?
                 }
@@ -368,7 +400,7 @@ impl PciTree {
 
     fn message(&self, requester: RequesterId, address: u64, from: &[u8]) -> Result<(), BusError> {
         let data = from.try_into().map(u32::from_le_bytes).map_err(|_| BusError::TargetAbort)?;
-        self.send(requester, address, data)
+        self.send(self.name_at_root(requester), address, data)
     }
 
     /// Sends a message interrupt from the root complex itself, such as of an IO-APIC, under the name `requester`.
