@@ -308,9 +308,12 @@ fn real_machines_whose_tables_do_not_agree_are_warned_of() {
         };
         assert_eq!(names(&ivrs), expected, "{file}");
         if file.contains("Acer_Aspire_A315_41") {
-            assert!(!expected.is_empty());
+            // Linux knows the southbridge's I/O APIC of this machine and not the other, and so do we.
+            let unlisted =
+                |ivrs: &Ivrs| names(ivrs).iter().filter(|name| **name == "ioapic-not-listed").count();
+            assert_eq!(unlisted(&ivrs), 2);
             ivrs.apply(&overrides_for(QUIRKS, "Acer", "Aspire A315-41").unwrap());
-            assert!(!names(&ivrs).contains(&"ioapic-not-listed"), "{file}");
+            assert_eq!(unlisted(&ivrs), 1);
         }
     }
     tables.report("compared with their MADT");
