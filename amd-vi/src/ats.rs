@@ -1,5 +1,7 @@
 //! Address Translation Services: a device that keeps translations itself, when it may, and how it is stopped.
 
+use alloc::vec::Vec;
+
 use iommu_core::AttachError;
 use platform::pci::{ConfigSpace, PciAddress};
 
@@ -7,8 +9,9 @@ use crate::command::Command;
 use crate::command_queue::CommandError;
 use crate::driver::{Attachment, DeviceState, Segment, Shared};
 use crate::invalidate::Cover;
-use crate::listeners::Listener;
+use crate::listeners::{Keeps, Listener, Listeners};
 use crate::pci_capability::extended_capability;
+use crate::unit::Unit;
 
 /// A function's ATS capability (PCI Express, "ATS Extended Capability").
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -63,6 +66,19 @@ impl DeviceState {
     pub(crate) fn answers_translations(&self, attachment: &Attachment) -> bool {
         self.ats.is_some() && attachment.translates()
     }
+
+    /// What the device keeps now.
+    pub(crate) fn keeps(&self) -> Keeps {
+        match self.ats {
+            Some(ats) if self.ats_on => Keeps::Translations(ats.depth),
+            _ => Keeps::Nothing,
+        }
+    }
+
+    /// Who listens to the domains that the device and its PASIDs are in.
+    fn listeners(&self) -> impl Iterator<Item = &Listeners> {
+        self.attached.listeners().into_iter().chain(self.pasids.values().map(|domain| domain.listeners()))
+    }
 }
 
 impl Shared {
@@ -89,7 +105,7 @@ impl Shared {
     pub(crate) fn stop_ats(&self, dev: PciAddress, state: &mut DeviceState) -> Result<(), CommandError> {
         let (Some(ats), true) = (state.ats, state.ats_on) else { return Ok(()) };
         // A device that is off answers no invalidation: whoever is about to send one must have sent it, or see that it is.
-        state.attached.listeners().into_iter().for_each(|listeners| listeners.mute(dev));
+        state.listeners().for_each(|listeners| listeners.mute(dev));
         let arrived = state.units(self).try_for_each(|unit| unit.run(&[]));
         if let Some(config) = self.device_config() {
             ats.disable(config, dev);
@@ -118,17 +134,52 @@ impl Shared {
         // One name, and so one unit.
         let unit = state.ids.first().and_then(|(_, unit)| self.units().get(*unit));
         let (Some(config), Some(unit)) = (self.device_config(), unit) else { return Ok(()) };
-        let listener = Listener::new(dev, unit, ats.depth);
-        state.attached.listeners().into_iter().for_each(|listeners| listeners.add(listener));
+        // Before it is on it answers nothing, and from then on it must be told: who has something to tell waits meanwhile.
+        self.list_device(dev, unit, state, Keeps::Soon);
         ats.enable(config, dev);
         state.ats_on = true;
+        self.list_device(dev, unit, state, state.keeps());
         // What it kept before it must not use now, should it not have forgotten that by itself (Linux: `device_flush_dte`).
-        let overflows = unit.events().overflows();
-        let asked = unit.run(&[Command::invalidate_iotlb_pages(dev.id.get(), ats.depth, Cover::ALL)]);
-        if asked.is_err() || !unit.events().look_ahead(overflows) || listener.is_silent(unit) {
-            return self.give_up_ats(segment, dev, state).map_err(|_| AttachError::Device);
+        self.forget_in_device(segment, dev, state, state.own_pasid())?;
+        let pasids: Vec<u32> = state.pasids.keys().copied().collect();
+        pasids.into_iter().try_for_each(|pasid| self.forget_in_device(segment, dev, state, Some(pasid)))
+    }
+
+    /// Lists a device with the domains that it and its PASIDs are in.
+    fn list_device(&self, dev: PciAddress, unit: &Unit, state: &DeviceState, keeps: Keeps) {
+        let listener = Listener::new(dev, unit, keeps);
+        let guest = |pasid| state.gcr3.as_ref().map(|table| listener.of_guest(table.tag(), pasid));
+        match &state.attached {
+            Attachment::Paging(domain) => domain.listeners().add(listener),
+            Attachment::Guest(domain) => guest(0).into_iter().for_each(|own| domain.listeners().add(own)),
+            Attachment::None | Attachment::Blocked | Attachment::Identity => {}
         }
-        Ok(())
+        for (&pasid, domain) in &state.pasids {
+            guest(pasid).into_iter().for_each(|listener| domain.listeners().add(listener));
+        }
+    }
+
+    /// Makes a device forget what it keeps of a PASID, or of requests without one, if it keeps anything. One that does not answer
+    /// keeps nothing from then on, so that this is done.
+    ///
+    /// # Errors
+    /// The unit does not answer.
+    pub(crate) fn forget_in_device(
+        &self,
+        segment: &Segment,
+        dev: PciAddress,
+        state: &mut DeviceState,
+        pasid: Option<u32>,
+    ) -> Result<(), AttachError> {
+        let unit = state.ids.first().and_then(|(_, unit)| self.units().get(*unit));
+        let (Some(ats), Some(unit), true) = (state.ats, unit, state.ats_on) else { return Ok(()) };
+        let (overflows, unanswered) = (unit.events().overflows(), unit.events().unanswered(dev.id.get()));
+        let asked = unit.run(&[Command::invalidate_iotlb_pages(dev.id.get(), ats.depth, pasid, Cover::ALL)]);
+        let answered = unit.events().look_ahead(overflows);
+        if asked.is_ok() && answered && unit.events().unanswered(dev.id.get()) == unanswered {
+            return Ok(());
+        }
+        self.give_up_ats(segment, dev, state).map_err(|_| AttachError::Device)
     }
 
     /// Ends the ATS of a device that does not answer: what it keeps it can then use no more, so that it does not matter.
@@ -142,9 +193,9 @@ impl Shared {
             ats.disable(config, dev);
         }
         state.ats_on = false;
-        let written = self.write_entries(segment, &state.ids, &state.attached, false);
+        let written = self.write_entries(segment, state, &state.ids, &state.attached);
         // Last: as long as it is listed, whoever has asked it something sees that it has not answered.
-        state.attached.listeners().into_iter().for_each(|listeners| listeners.remove(dev));
+        state.listeners().for_each(|listeners| listeners.end_ats(dev, self));
         written
     }
 
@@ -154,10 +205,10 @@ impl Shared {
         let Some(segment) = self.segments().get(&dev.segment) else { return };
         if let Some(state) = devices.get_mut(&dev).filter(|state| state.ats_on)
             && self.give_up_ats(segment, dev, state).is_err()
-            && let Attachment::Paging(domain) = &state.attached
         {
             // The unit may not have seen that the device has no ATS any more.
-            domain.poison();
+            state.attached.poison();
+            state.pasids.values().for_each(|domain| domain.poison());
         }
     }
 }

@@ -43,6 +43,9 @@ impl Opcode {
     }
 }
 
+/// GN of an invalidation: it is about guest translations of a PASID.
+const GN: u64 = 1 << 2;
+
 impl Command {
     /// Bytes in a command.
     pub const SIZE: u64 = 16;
@@ -96,14 +99,29 @@ impl Command {
         }
     }
 
+    /// INVALIDATE_IOMMU_PAGES with GN: drops guest translations of a PASID (20 bits) of `domain` in `cover`, and cached table
+    /// pointers with them (Linux: `build_inv_iommu_pages`).
+    #[doc(alias = "build_inv_iommu_pages")]
+    pub const fn invalidate_guest_pages(domain: u16, pasid: u32, cover: Cover) -> Self {
+        let Self { q0, q1 } = Self::invalidate_iommu_pages(domain, cover, true);
+        Self { q0: q0 | pasid as u64 & 0xf_ffff, q1: q1 | GN }
+    }
+
     /// INVALIDATE_IOTLB_PAGES: `device`, which can hold `depth` invalidations (1 to 32), drops the translations in `cover` that
-    /// it keeps itself (Linux: `build_inv_iotlb_pages`).
+    /// it keeps itself, of requests with `pasid` (20 bits); 0 is for those without, where a guest table translates them (Linux:
+    /// `build_inv_iotlb_pages`).
     #[doc(alias = "build_inv_iotlb_pages")]
-    pub const fn invalidate_iotlb_pages(device: u16, depth: u8, cover: Cover) -> Self {
-        let device = device as u64;
-        Self {
-            q0: Opcode::InvalidateIotlbPages.bits() | device << 32 | (depth as u64) << 24 | device,
-            q1: cover.encode(),
+    pub const fn invalidate_iotlb_pages(device: u16, depth: u8, pasid: Option<u32>, cover: Cover) -> Self {
+        let (device, depth) = (device as u64, depth as u64);
+        let q0 = Opcode::InvalidateIotlbPages.bits() | device << 32 | depth << 24 | device;
+        match pasid {
+            None => Self { q0, q1: cover.encode() },
+            Some(pasid) => {
+                // In three pieces.
+                let (low, middle, high) = (pasid & 0xff, pasid >> 8 & 0xff, pasid >> 16 & 0xf);
+                let pasid = (middle as u64) << 16 | (low as u64) << 48 | (high as u64) << 56;
+                Self { q0: q0 | pasid, q1: cover.encode() | GN }
+            }
         }
     }
 

@@ -8,6 +8,16 @@ use iommu_core::Trust;
 use crate::irq_remap::IrqRemapConfig;
 use crate::ivrs::Override;
 
+/// The format of a page table (Linux: `amd_iommu=pgtbl_v1`, `amd_iommu=pgtbl_v2`).
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub enum PageTableFormat {
+    /// AMD's own (v1, host).
+    #[default]
+    V1,
+    /// A CPU's (v2, guest).
+    V2,
+}
+
 /// Choices for a driver; the defaults are Linux's where it has them.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct Config {
@@ -27,6 +37,9 @@ pub struct Config {
     /// of passing on those alone that go to a vector (IV set, IntCtl 01b). QEMU needs it: it delivers what is to be passed
     /// on as vector 0. Without effect where interrupts are remapped.
     pub unchecked_interrupts: bool,
+    /// The format of page tables where nothing else decides: devices with PASIDs have v2. Where the unit lacks it the other one
+    /// is taken.
+    pub page_table: PageTableFormat,
     /// Whether devices may keep translations themselves (ATS), which they then use without being checked: that takes trust in
     /// every device that can. Those that the core is told not to trust never do. (In Linux all others do, unless `pci=noats`.)
     pub ats: Option<Trust>,
@@ -44,6 +57,7 @@ impl Default for Config {
             command_timeout: Duration::from_secs(5),
             irq_remap: None,
             unchecked_interrupts: false,
+            page_table: PageTableFormat::default(),
             ats: None,
             overrides: Vec::new(),
         }

@@ -381,4 +381,17 @@ unsafe impl DomainOps for BlockedDomain {
     unsafe fn attach_dev(&self, dev: PciAddress, _old: Option<&dyn DomainOps>) -> Result<(), AttachError> {
         self.shared.attach(dev, Attachment::Blocked)
     }
+    fn has_set_dev_pasid(&self) -> bool {
+        true
+    }
+
+    #[doc(alias = "blocked_domain_set_dev_pasid")]
+    unsafe fn set_dev_pasid(
+        &self,
+        dev: PciAddress,
+        pasid: u32,
+        _old: Option<&dyn DomainOps>,
+    ) -> Result<(), AttachError> {
+        self.shared.set_pasid(dev, pasid, None)
+    }
 }

@@ -15,18 +15,21 @@ use platform::{DmaAddr, Platform, Prot};
 
 use crate::ats::Ats;
 use crate::command_queue::CommandError;
-use crate::config::Config;
+use crate::config::{Config, PageTableFormat};
 use crate::device_table::DeviceTable;
 use crate::domain::{BlockedDomain, IdentityDomain, PagingDomain};
 use crate::domain_id::DomainIds;
 use crate::dte::{IntCtl, Translation};
 use crate::event::Event;
+use crate::gcr3::Gcr3Table;
+use crate::guest_domain::GuestDomain;
 use crate::hardware::Hardware;
 use crate::init::{self, InitError};
 use crate::interrupt::{Handled, fault};
 use crate::irq_remap::{InterruptTable, IrqMode, IrqTables, NoIrqRemap, Remapper};
 use crate::ivrs::{DeviceEntry, Ivmd, Ivrs};
 use crate::listeners::Listeners;
+use crate::pasid::PasidCapability;
 use crate::pci_capability;
 use crate::unit::Unit;
 
@@ -92,6 +95,8 @@ pub(crate) enum Attachment {
     Identity,
     /// A paging domain, kept alive by this.
     Paging(Arc<PagingDomain>),
+    /// A domain with a guest table, kept alive by this.
+    Guest(Arc<GuestDomain>),
 }
 
 impl Attachment {
@@ -99,7 +104,17 @@ impl Attachment {
     pub(crate) fn listeners(&self) -> Option<&Listeners> {
         match self {
             Self::Paging(domain) => Some(domain.listeners()),
+            Self::Guest(domain) => Some(domain.listeners()),
             Self::None | Self::Blocked | Self::Identity => None,
+        }
+    }
+
+    /// A unit may go on using its domain for ever.
+    pub(crate) fn poison(&self) {
+        match self {
+            Self::Paging(domain) => domain.poison(),
+            Self::Guest(domain) => domain.poison(),
+            Self::None | Self::Blocked | Self::Identity => {}
         }
     }
 }
@@ -114,9 +129,22 @@ pub(crate) struct DeviceState {
     pub(crate) ats: Option<Ats>,
     /// Whether that is on.
     pub(crate) ats_on: bool,
+    /// Its PASIDs, if it can have any.
+    pub(crate) pasid: Option<PasidCapability>,
+    /// How many of them, 0 for none.
+    pub(crate) max_pasids: u32,
+    /// The domains that they are in.
+    pub(crate) pasids: BTreeMap<u32, Arc<GuestDomain>>,
+    /// Where units find their tables, and that of a guest domain it is attached to itself.
+    pub(crate) gcr3: Option<Gcr3Table>,
 }
 
 impl DeviceState {
+    /// How requests without a PASID are named when they are to be forgotten: as PASID 0 where a guest table translates them.
+    pub(crate) fn own_pasid(&self) -> Option<u32> {
+        matches!(self.attached, Attachment::Guest(_)).then_some(0)
+    }
+
     /// Every unit that requests of the device may meet, each once.
     pub(crate) fn units<'a>(&'a self, shared: &'a Shared) -> impl Iterator<Item = &'a Unit> {
         let first = |index: usize| self.ids[..index].iter().all(|(_, unit)| *unit != self.ids[index].1);
@@ -227,6 +255,8 @@ impl Shared {
             Attachment::Blocked => (Translation::Blocked, IntCtl::Forward),
             Attachment::Identity => (Translation::Identity { domain: self.identity_id }, IntCtl::Forward),
             Attachment::Paging(domain) => (domain.translation(), IntCtl::Forward),
+            // No host table: the guest table alone translates, and its tag takes the place of this one.
+            Attachment::Guest(_) => (Translation::Identity { domain: 0 }, IntCtl::Forward),
         }
     }
 
@@ -240,11 +270,22 @@ impl Shared {
         let alias_unit = alias.map(|alias| (alias, segment.unit_of(alias).unwrap_or(unit)));
         let ids: Vec<_> = core::iter::once((dev.id.get(), unit)).chain(alias_unit).collect();
         let ats = if trusted { self.find_ats(segment, dev, &ids) } else { None };
-        let state = DeviceState { ids, attached: Attachment::None, ats, ats_on: false };
+        let (pasid, max_pasids) = self.find_pasids(dev, &ids).unzip();
+        let max_pasids = max_pasids.unwrap_or(0);
+        let state = DeviceState {
+            ids,
+            attached: Attachment::None,
+            ats,
+            ats_on: false,
+            pasid,
+            max_pasids,
+            pasids: BTreeMap::new(),
+            gcr3: None,
+        };
         self.devices.lock().entry(dev).or_insert(state);
         Ok(Probed {
             aliases: alias.map(RequesterId::new).into_iter().collect(),
-            max_pasids: 0,
+            max_pasids,
             shadow_on_flush: false,
         })
     }
@@ -278,27 +319,29 @@ impl Shared {
                 return Err(AttachError::Incompatible);
             }
         }
+        self.prepare_guest(state, &new)?;
         let stopped = self.stop_ats(dev, state);
-        if let Attachment::Paging(domain) = &new {
-            state.units(self).for_each(|unit| domain.enter(unit.index()));
+        self.switch_pasids(dev, state, &new);
+        match &new {
+            Attachment::Paging(domain) => state.units(self).for_each(|unit| domain.enter(unit.index())),
+            Attachment::Guest(domain) => self.listen(dev, state, domain, 0),
+            Attachment::None | Attachment::Blocked | Attachment::Identity => {}
         }
-        let ats = state.answers_translations(&new);
-        let written = stopped.and_then(|()| self.write_entries(segment, &state.ids, &new, ats));
+        self.set_own_table(state, &new);
+        let written = stopped.and_then(|()| self.write_entries(segment, state, &state.ids, &new));
         // What the old domain's translations are tagged with must be gone before its pages or its tag are used again; a unit
         // that remembers what was not there must look again in the new one.
         let flushed = written.and_then(|()| {
             state.units(self).try_for_each(|unit| {
-                self.forget(unit, &state.attached)?;
-                if unit.np_cache() { self.forget(unit, &new) } else { Ok(()) }
+                self.forget(unit, state, &state.attached)?;
+                if unit.np_cache() { self.forget(unit, state, &new) } else { Ok(()) }
             })
         });
         match flushed {
             Ok(()) => {
-                if let Attachment::Paging(domain) = &state.attached {
-                    state.units(self).for_each(|unit| domain.leave(unit.index()));
-                    domain.listeners().remove(dev);
-                }
+                let own = state.own_pasid();
                 _old = core::mem::replace(&mut state.attached, new);
+                self.leave(dev, state, own, &_old);
                 let started = self.start_ats(segment, dev, state);
                 drop(devices);
                 started
@@ -313,40 +356,55 @@ impl Shared {
 
     /// Puts a device back to where it was after a failed attach.
     fn undo(&self, segment: &Segment, dev: PciAddress, state: &mut DeviceState, new: &Attachment) {
-        let ats = state.answers_translations(&state.attached);
+        self.switch_pasids(dev, state, &state.attached);
+        // There is a table since there is something to undo.
+        let old = core::mem::replace(&mut state.attached, Attachment::None);
+        self.set_own_table(state, &old);
+        state.attached = old;
         let back = self
-            .write_entries(segment, &state.ids, &state.attached, ats)
-            .and_then(|()| state.units(self).try_for_each(|unit| self.forget(unit, new)));
+            .write_entries(segment, state, &state.ids, &state.attached)
+            .and_then(|()| state.units(self).try_for_each(|unit| self.forget(unit, state, new)));
         if back.is_ok() {
+            let pasid = matches!(new, Attachment::Guest(_)).then_some(0);
+            self.leave(dev, state, pasid, new);
             // A unit that does not answer has blocked the device.
-            state.attached.listeners().into_iter().for_each(|listeners| listeners.remove(dev));
             let _ = self.start_ats(segment, dev, state);
-        }
-        let Attachment::Paging(domain) = new else { return };
-        if back.is_ok() {
-            state.units(self).for_each(|unit| domain.leave(unit.index()));
         } else {
             // The unit may have seen any of the entries: it may walk both tables for ever.
-            domain.poison();
-            if let Attachment::Paging(old) = &state.attached {
-                old.poison();
-            }
+            new.poison();
+            state.attached.poison();
         }
     }
 
-    /// Writes the entries of a device's names; `ats` is whether its translation requests are answered.
+    /// Takes a device off a domain that its units have forgotten; `pasid` is 0 for one with a guest table.
+    fn leave(&self, dev: PciAddress, state: &DeviceState, pasid: Option<u32>, old: &Attachment) {
+        if let Attachment::Paging(domain) = old {
+            state.units(self).for_each(|unit| domain.leave(unit.index()));
+        }
+        let again = |listeners: &Listeners| {
+            let now = state.attached.listeners();
+            now.is_some_and(|now| core::ptr::eq(now, listeners))
+        };
+        // A device that came back to its domain is still listed there.
+        old.listeners().into_iter().filter(|old| !again(old)).for_each(|old| old.remove(dev, pasid));
+    }
+
+    /// Writes the entries of names of a device.
     pub(crate) fn write_entries(
         &self,
         segment: &Segment,
+        state: &DeviceState,
         ids: &[(u16, usize)],
         attachment: &Attachment,
-        ats: bool,
     ) -> Result<(), CommandError> {
         let (translation, interrupts) = self.translation(attachment);
+        let ats = state.answers_translations(attachment);
+        let guest = state.guest_fields(self, attachment);
         for &(id, unit) in ids {
             let Some(unit) = self.units.get(unit) else { continue };
             let mut entry = segment.table.entry_for(id, translation, interrupts);
             entry.translation.set_i(ats);
+            guest.into_iter().for_each(|guest| guest.apply(&mut entry));
             if self.config.unchecked_interrupts
                 && self.config.irq_remap.is_none()
                 && interrupts == IntCtl::Forward
@@ -377,17 +435,17 @@ impl Shared {
             if attached.id() == domain
                 && let Some(segment) = self.segments.get(&dev.segment)
             {
-                let ats = state.answers_translations(&state.attached);
-                result = result.and(self.write_entries(segment, &state.ids, &state.attached, ats));
+                result = result.and(self.write_entries(segment, state, &state.ids, &state.attached));
             }
         }
         result
     }
 
-    fn forget(&self, unit: &Unit, attachment: &Attachment) -> Result<(), CommandError> {
-        match attachment {
-            Attachment::Paging(domain) => unit.flush_domain(domain.id()),
-            Attachment::None | Attachment::Blocked | Attachment::Identity => Ok(()),
+    fn forget(&self, unit: &Unit, state: &DeviceState, attachment: &Attachment) -> Result<(), CommandError> {
+        match (attachment, &state.gcr3) {
+            (Attachment::Paging(domain), _) => unit.flush_domain(domain.id()),
+            (Attachment::Guest(_), Some(table)) => self.forget_pasid(unit, table.tag(), 0),
+            _ => Ok(()),
         }
     }
 
@@ -403,18 +461,21 @@ impl Shared {
         let ids: Vec<(u16, usize)> = state.ids.iter().copied().filter(|id| !used(id)).collect();
         let gone = self
             .stop_ats(dev, &mut state)
-            .and_then(|()| self.write_entries(segment, &ids, &Attachment::None, false))
-            .and_then(|()| state.units(self).try_for_each(|unit| self.forget(unit, &state.attached)));
-        if let Attachment::Paging(domain) = &state.attached {
-            if gone.is_err() {
-                domain.poison();
-            }
-            state.units(self).for_each(|unit| domain.leave(unit.index()));
-            domain.listeners().remove(dev);
+            .and_then(|()| self.write_entries(segment, &state, &ids, &Attachment::None))
+            .and_then(|()| state.units(self).try_for_each(|unit| self.forget(unit, &state, &state.attached)));
+        if gone.is_err() {
+            state.attached.poison();
+            state.pasids.values().for_each(|domain| domain.poison());
+        }
+        let old = core::mem::replace(&mut state.attached, Attachment::None);
+        let own = matches!(old, Attachment::Guest(_)).then_some(0);
+        self.leave(dev, &state, own, &old);
+        if gone.is_ok() || self.is_stopped() {
+            self.release_guest(dev, &mut state);
         }
         // The last reference to a domain may go with the state: not under the lock.
         drop(devices);
-        drop(state);
+        drop((old, state));
     }
 
     fn resv_regions(&self, dev: PciAddress) -> Vec<ResvRegion> {
@@ -501,7 +562,7 @@ impl AmdVi {
     pub(crate) fn paging_domain_of(&self, dev: PciAddress) -> Option<Arc<PagingDomain>> {
         match &self.shared.devices.lock().get(&dev)?.attached {
             Attachment::Paging(domain) => Some(domain.clone()),
-            Attachment::None | Attachment::Blocked | Attachment::Identity => None,
+            Attachment::None | Attachment::Blocked | Attachment::Identity | Attachment::Guest(_) => None,
         }
     }
 
@@ -648,14 +709,24 @@ unsafe impl IommuOps for AmdVi {
         flags: PagingFlags,
     ) -> Result<Arc<dyn DomainOps>, DomainError> {
         let unit = self.shared.unit_of(dev).ok_or(DomainError::Unsupported)?;
-        let most = unit.host_levels().ok_or(DomainError::Unsupported)?;
-        let has_dirty = flags.contains(PagingFlags::DIRTY_TRACKING);
-        if !PagingFlags::DIRTY_TRACKING.contains(flags) || has_dirty && !unit.features().tracks_dirty() {
-            return Err(DomainError::Unsupported);
+        let host = unit.host_levels().map(|most| self.shared.config.levels.clamp(3, most));
+        let (pasids, dirty) = (flags == PagingFlags::PASID, flags == PagingFlags::DIRTY_TRACKING);
+        // Only host tables say what was written, and only guest tables are for PASIDs.
+        let format = match (host, unit.guest_levels(), self.shared.config.page_table) {
+            _ if dirty && !unit.features().tracks_dirty() || !(dirty || pasids || flags.is_empty()) => None,
+            (Some(levels), _, _) if dirty => Some((PageTableFormat::V1, levels)),
+            (_, Some(levels), _) if pasids => Some((PageTableFormat::V2, levels)),
+            _ if dirty || pasids => None,
+            (None, Some(levels), _) | (_, Some(levels), PageTableFormat::V2) => {
+                Some((PageTableFormat::V2, levels))
+            }
+            (host, ..) => host.map(|levels| (PageTableFormat::V1, levels)),
+        };
+        match format {
+            Some((PageTableFormat::V1, levels)) => Ok(PagingDomain::new(&self.shared, levels, dirty)?),
+            Some((PageTableFormat::V2, levels)) => Ok(GuestDomain::new(&self.shared, levels)?),
+            None => Err(DomainError::Unsupported),
         }
-        let most_levels = self.shared.config.levels.clamp(3, most);
-        let domain: Arc<dyn DomainOps> = PagingDomain::new(&self.shared, most_levels, has_dirty)?;
-        Ok(domain)
     }
 
     fn identity_domain(&self) -> Option<Arc<dyn DomainOps>> {

@@ -275,6 +275,14 @@ impl fmt::Display for Dte {
         match (lower.v(), lower.tv(), lower.mode()) {
             (false, ..) => write!(f, "passes unchecked")?,
             (true, false, _) => write!(f, "blocked")?,
+            (true, true, 0) if lower.gv() => {
+                let root = u64::from(lower.gcr3_low()) << 12
+                    | u64::from(lower.gcr3_middle()) << 15
+                    | u64::from(lower.gcr3_high()) << 31;
+                let (domain, levels) = (lower.domain_id(), lower.glx() + 1);
+                let rest = if lower.giov() { "" } else { ", identity without PASID" };
+                write!(f, "domain {domain}, guest tables by {levels} levels at {root:#x}{rest}")?;
+            }
             (true, true, 0) => write!(f, "identity, domain {}", lower.domain_id())?,
             (true, true, levels) => {
                 let root = lower.host_root() << 12;

@@ -13,6 +13,7 @@ use crate::command_queue::{CommandError, CommandQueue};
 use crate::completion::Ticket;
 use crate::config::Config;
 use crate::control::ControlRegister;
+use crate::gcr3::Gcr3Table;
 use crate::invalidate::{Cover, MOST_BLOCKS, split};
 use crate::irq_remap::IrqMode;
 use crate::ivrs::{Ivhd, IvhdFlags};
@@ -124,6 +125,23 @@ impl Unit {
         if self.ivhd.host_translation_disabled() { None } else { self.features.host_levels() }
     }
 
+    /// How many levels a guest (v2) page table has here, 4 or 5, `None` when there are none (Linux: GT with GIOSUP, GATS).
+    ///
+    /// Some say that they can do guest translation and cannot: those lack guest I/O protection.
+    pub fn guest_levels(&self) -> Option<u8> {
+        match self.features.gats() {
+            gats @ 0..=1 if self.features.gt_sup() && self.features.gio_sup() => Some(4 + gats),
+            _ => None,
+        }
+    }
+
+    /// Bits of a PASID here, 0 when there are none: as its tables and its registers have them (Linux: PASmax, GLX).
+    pub fn pasid_bits(&self) -> u8 {
+        const MOST: u8 = 20;
+        let tables = 9 * (self.features.glx_sup() + 1).min(Gcr3Table::MOST_LEVELS);
+        self.guest_levels().map_or(0, |_| (self.features.pas_max() + 1).min(tables).min(MOST))
+    }
+
     /// Its command buffer.
     pub fn commands(&self) -> &CommandQueue {
         &self.commands
@@ -206,6 +224,7 @@ impl Unit {
                 .with_res_pass_pw(flags.contains(IvhdFlags::RES_PASS_PW))
                 .with_isoc(flags.contains(IvhdFlags::ISOC))
                 .with_coherent(true)
+                .with_gt_en(self.guest_levels().is_some())
                 .with_inv_timeout(InvTimeout::S1 as u8)
         });
     }

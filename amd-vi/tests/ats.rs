@@ -111,12 +111,16 @@ fn unmap(domain: &dyn DomainOps, iova: u64, len: u64) {
 
 #[test]
 fn invalidations_have_the_specifications_bits() {
-    let words = |cover| Command::invalidate_iotlb_pages(0x0100, 0x20, cover).words();
+    let words = |cover| Command::invalidate_iotlb_pages(0x0100, 0x20, None, cover).words();
     let page = Cover::containing(0x7f00_1234_5000, 0x7f00_1234_5fff);
     assert_eq!(words(page), [0x4000_0100_2000_0100, 0x0000_7f00_1234_5000]);
     let block = Cover::containing(0x7f00_1234_0000, 0x7f00_1234_ffff);
     assert_eq!(words(block), [0x4000_0100_2000_0100, 0x0000_7f00_1234_7001]);
     assert_eq!(words(Cover::ALL), [0x4000_0100_2000_0100, 0x7fff_ffff_ffff_f001]);
+    let with_pasid = Command::invalidate_iotlb_pages(0x0100, 0x20, Some(0xa_bcde), page).words();
+    assert_eq!(with_pasid, [0x4ade_0100_20bc_0100, 0x0000_7f00_1234_5004]);
+    let guest = Command::invalidate_guest_pages(0x1234, 5, Cover::ALL).words();
+    assert_eq!(guest, [0x3000_1234_0000_0005, 0x7fff_ffff_ffff_f007]);
 }
 
 #[test]

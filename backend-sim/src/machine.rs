@@ -11,7 +11,7 @@ use iommu_core::pci::{HostBridge, QUIRKS, Topology};
 use iommu_core::{Fault, Group, GroupError, Iommu, IrqRemap, Settings};
 use platform::pci::{Function, PciAddress, RequesterId};
 use platform::{DmaAddr, FreeFrameChanged, PhysAddr, Platform};
-use sim_hardware::{Machine, MachineConfig, MachineError, iommu, nvme, virtio};
+use sim_hardware::{Machine, MachineConfig, MachineError, dma_engine, iommu, nvme, virtio};
 use swiotlb::{PoolTooSmall, Swiotlb, SwiotlbDma};
 
 use crate::engine::{EngineBench, EngineError};
@@ -35,9 +35,8 @@ pub struct Config {
     pub aliasing_devices: bool,
     /// The IOMMU, if there is one.
     pub iommu: Option<iommu::Config>,
-    /// How many invalidations each DMA engine can hold, 1 to 32, if it can keep translations itself (ATS). Whether it may is
-    /// the driver's choice.
-    pub ats: Option<u8>,
+    /// What the DMA engines can do. Whether they may is the driver's choice.
+    pub engines: dma_engine::Config,
     /// What the IOMMU's driver is told to choose: by default interrupts are remapped, since without any device can raise any.
     pub driver: amd_vi::Config,
     /// How default domains are chosen.
@@ -61,7 +60,7 @@ impl Config {
             virtio_blk: None,
             aliasing_devices: false,
             iommu: Some(iommu::Config::default()),
-            ats: None,
+            engines: dma_engine::Config::default(),
             driver: amd_vi::Config {
                 irq_remap: Some(IrqRemapConfig {
                     x2apic: true,
@@ -142,7 +141,7 @@ impl SimMachine {
             nvme: nvme::Config { io_queues: config.queues.max(1), ..nvme::Config::default() },
             disk_writable: config.disk_writable,
             virtio_blk: config.virtio_blk,
-            ats: config.ats,
+            engines: config.engines,
             aliasing_devices: config.aliasing_devices,
             ..MachineConfig::new(config.disk)
         })?;

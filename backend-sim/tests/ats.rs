@@ -20,7 +20,7 @@ const MARK: [u8; 8] = *b"a visit!";
 
 /// Engines can keep translations, and may.
 fn with_ats(config: &mut Config) {
-    config.ats = Some(4);
+    config.engines.ats = Some(4);
     // SAFETY: simulated devices do DMA only when a test tells them to, on memory of the simulated machine.
     config.driver.ats = Some(unsafe { Trust::new() });
 }
@@ -124,7 +124,7 @@ fn a_device_keeps_translations_only_with_trust() {
         |config| config.untrusted = vec![SimMachine::address(Machine::ENGINE)],
         |config| config.iommu.as_mut().unwrap().iotlb_sup = false,
         // Nor can it without the capability.
-        |config| config.ats = None,
+        |config| config.engines.ats = None,
     ];
     for (number, change) in without.into_iter().enumerate() {
         let (machine, engine, _group, domain, page) = attached(change);
@@ -205,10 +205,32 @@ fn a_device_is_told_nothing_while_it_is_reset() {
 }
 
 #[test]
+fn unmaps_beside_resets_never_wait_for_a_device_that_is_off() {
+    let (machine, engine, group, domain, page) = attached(|_| {});
+    let address = SimMachine::address(Machine::ENGINE);
+    std::thread::scope(|scope| {
+        scope.spawn(|| {
+            for _ in 0..50 {
+                group.fence_reset(address).unwrap().done().unwrap();
+            }
+        });
+        for _ in 0..200 {
+            // Whether or not it is fenced now.
+            engine.write(IOVA, MARK);
+            assert!(unmap(&domain));
+            assert!(!engine.write(IOVA, MARK));
+            // SAFETY: as for the first map.
+            unsafe { domain.map(IOVA, page.phys(), 4096, Prot::READ | Prot::WRITE) }.1.unwrap();
+        }
+    });
+    assert!(atc(&machine).is_enabled(), "it has answered each");
+}
+
+#[test]
 fn no_more_invalidations_are_under_way_than_the_device_can_hold() {
     // The depth is in the command, bits 31:24: what the device says, and 32 where it says 0.
     for (says, told) in [(4, 4), (32, 32)] {
-        let (machine, _engine, _group, domain, _page) = attached(|config| config.ats = Some(says));
+        let (machine, _engine, _group, domain, _page) = attached(|config| config.engines.ats = Some(says));
         assert!(unmap(&domain));
         // The page command goes first, and the device's behind it.
         let commands = recent_commands(&machine, 4);

@@ -163,7 +163,12 @@ impl Board {
                 // Something at the start of its first range, and what speaks for the devices with an alias.
                 let first = (it.ranges[0].0..).find(|&device| device != 0 && device != it.id).unwrap();
                 for device in it.aliases.iter().map(|(_, name)| *name).chain([first]) {
-                    builder = builder.endpoint(id(device), DmaEngine::new(None) as _, true, Acs::Absent);
+                    builder = builder.endpoint(
+                        id(device),
+                        DmaEngine::new(Default::default()) as _,
+                        true,
+                        Acs::Absent,
+                    );
                     placed.push(PciAddress { segment, id: id(device) });
                 }
                 board.units.push((it.base, unit));

@@ -16,6 +16,8 @@ use crate::bus::BusError;
 pub struct Source {
     /// The function's name.
     pub requester: RequesterId,
+    /// The PASID that the request carries, 20 bits.
+    pub pasid: Option<u32>,
     /// Whether the function says that it has translated the address itself.
     pub translated: bool,
 }
@@ -23,7 +25,7 @@ pub struct Source {
 impl From<RequesterId> for Source {
     /// An ordinary request: its address is to be translated.
     fn from(requester: RequesterId) -> Self {
-        Self { requester, translated: false }
+        Self { requester, pasid: None, translated: false }
     }
 }
 
@@ -48,6 +50,8 @@ impl Translation {
 /// What an invalidation is about: addresses `first` to `last`, both included.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct Invalidation {
+    /// The PASID that it carries: without one it is about requests without.
+    pub pasid: Option<u32>,
     /// The first address.
     pub first: u64,
     /// The last address.
@@ -77,12 +81,17 @@ pub trait Downstream: Send + Sync {
 
 #[derive(Clone, Copy, Debug)]
 struct Kept {
+    pasid: Option<u32>,
     /// The first address.
     at: u64,
     translation: Translation,
 }
 
 impl Kept {
+    fn holds(&self, address: u64) -> bool {
+        self.at <= address && address <= self.last()
+    }
+
     fn last(&self) -> u64 {
         self.at | ((1 << self.translation.shift) - 1)
     }
@@ -93,6 +102,17 @@ struct Contents {
     kept: Vec<Kept>,
     /// Counts invalidations: what was asked for before one must not be kept after it.
     generation: u64,
+}
+
+/// What a function can do beyond plain requests, as its configuration space has it switched on.
+#[derive(Clone, Default, Debug)]
+pub struct Services {
+    /// Requests go out.
+    pub bus_master: Arc<AtomicBool>,
+    /// Translations are kept, if it can.
+    pub atc: Option<Arc<Atc>>,
+    /// Requests may carry a PASID.
+    pub pasids: Arc<AtomicBool>,
 }
 
 /// A function's address translation cache. What it keeps it uses until it is told to forget it, or its ATS is switched off.
@@ -180,9 +200,9 @@ impl Atc {
         answer
     }
 
-    fn forget(&self, Invalidation { first, last }: Invalidation) {
+    fn forget(&self, Invalidation { pasid, first, last }: Invalidation) {
         let mut contents = self.contents.write();
-        contents.kept.retain(|kept| kept.at > last || kept.last() < first);
+        contents.kept.retain(|kept| kept.pasid != pasid || kept.at > last || kept.last() < first);
         contents.generation += 1;
     }
 
@@ -190,6 +210,7 @@ impl Atc {
     /// holds. `request` asks the IOMMU.
     pub(crate) fn with_translation(
         &self,
+        pasid: Option<u32>,
         address: u64,
         len: u64,
         write: bool,
@@ -200,7 +221,7 @@ impl Atc {
         loop {
             let generation = {
                 let contents = self.contents.read();
-                let hit = contents.kept.iter().find(|kept| kept.at <= address && address <= kept.last());
+                let hit = contents.kept.iter().find(|kept| kept.pasid == pasid && kept.holds(address));
                 if let Some(kept) = hit.filter(|kept| allows(&kept.translation)) {
                     let len = len.min((kept.last() - address).saturating_add(1));
                     access(kept.translation.phys + (address - kept.at), len)?;
@@ -215,8 +236,10 @@ impl Atc {
             let mut contents = self.contents.write();
             // What was invalidated meanwhile is asked for again.
             if contents.generation == generation {
-                let kept = Kept { at: address & !((1 << translation.shift) - 1), translation };
-                contents.kept.retain(|old| old.at > kept.last() || old.last() < kept.at);
+                let kept = Kept { pasid, at: address & !((1 << translation.shift) - 1), translation };
+                contents
+                    .kept
+                    .retain(|old| old.pasid != pasid || old.at > kept.last() || old.last() < kept.at);
                 contents.kept.push(kept);
             } else if !self.is_enabled() {
                 return Err(BusError::MasterAbort);

@@ -6,7 +6,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 
 use platform::pci::RequesterId;
 
-use crate::ats::{Atc, Source, Translation};
+use crate::ats::{Atc, Services, Source, Translation};
 
 /// Message interrupts: writes of 4 bytes to these addresses. It is no memory.
 pub const INTERRUPTS: std::ops::RangeInclusive<u64> = 0xfee0_0000..=0xfeef_ffff;
@@ -41,28 +41,22 @@ pub trait Upstream: Send + Sync {
     ///
     /// # Errors
     /// The request is refused, or there is no IOMMU that would answer.
-    fn translate(&self, requester: RequesterId, address: u64) -> Result<Translation, BusError>;
+    fn translate(&self, source: Source, address: u64) -> Result<Translation, BusError>;
 }
 
-/// A function's own door to the bus: its requester ID, its bus-master switch, and the translations that it keeps, if it does.
+/// A function's own door to the bus: its requester ID, and what it may do there.
 #[derive(Clone)]
 pub struct Port {
     id: RequesterId,
-    bus_master: Arc<AtomicBool>,
-    atc: Option<Arc<Atc>>,
+    services: Services,
     upstream: Arc<dyn Upstream>,
 }
 
 impl Port {
-    /// The door of function `id`; requests pass while `bus_master` is set. While the ATS of `atc` is on, the function
-    /// translates memory addresses itself.
-    pub fn new(
-        id: RequesterId,
-        bus_master: Arc<AtomicBool>,
-        atc: Option<Arc<Atc>>,
-        upstream: Arc<dyn Upstream>,
-    ) -> Self {
-        Self { id, bus_master, atc, upstream }
+    /// The door of function `id`. Requests pass while it is bus master; while its ATS is on, it translates memory addresses
+    /// itself.
+    pub fn new(id: RequesterId, services: Services, upstream: Arc<dyn Upstream>) -> Self {
+        Self { id, services, upstream }
     }
 
     /// The function's name on the bus.
@@ -75,19 +69,7 @@ impl Port {
     /// # Errors
     /// [`BusError::MasterAbort`] while bus mastering is off, else what the tree answers.
     pub fn read(&self, address: u64, into: &mut [u8]) -> Result<(), BusError> {
-        self.check()?;
-        let Some(atc) = self.atc.as_ref().filter(|atc| atc.is_enabled()) else {
-            return self.upstream.read(self.id.into(), address, into);
-        };
-        let mut done = 0;
-        while done < into.len() {
-            let (at, rest) = (address.wrapping_add(done as u64), &mut into[done..]);
-            let len = rest.len() as u64;
-            done += atc.with_translation(at, len, false, self.asking(at), |phys, len| {
-                self.read_translated(phys, &mut rest[..len as usize])
-            })? as usize;
-        }
-        Ok(())
+        self.read_as(None, address, into)
     }
 
     /// Writes memory as this function.
@@ -95,24 +77,54 @@ impl Port {
     /// # Errors
     /// [`BusError::MasterAbort`] while bus mastering is off, else what the tree answers.
     pub fn write(&self, address: u64, from: &[u8]) -> Result<(), BusError> {
-        self.check()?;
-        // A message is no access of memory.
-        let Some(atc) = self.atc.as_ref().filter(|atc| atc.is_enabled() && !INTERRUPTS.contains(&address))
-        else {
-            return self.upstream.write(self.id.into(), address, from);
-        };
+        self.write_as(None, address, from)
+    }
+
+    /// Reads memory with a PASID, if there is one.
+    ///
+    /// # Errors
+    /// As [`Port::read`]; [`BusError::MasterAbort`] for a PASID while those are off.
+    pub fn read_as(&self, pasid: Option<u32>, address: u64, into: &mut [u8]) -> Result<(), BusError> {
+        let plain = self.source(pasid, false)?;
+        let Some(atc) = self.atc(address) else { return self.upstream.read(plain, address, into) };
+        let translated = Source { translated: true, ..plain };
         let mut done = 0;
-        while done < from.len() {
-            let (at, rest) = (address.wrapping_add(done as u64), &from[done..]);
-            done += atc.with_translation(at, rest.len() as u64, true, self.asking(at), |phys, len| {
-                self.write_translated(phys, &rest[..len as usize])
+        while done < into.len() {
+            let (at, rest) = (address.wrapping_add(done as u64), &mut into[done..]);
+            let len = rest.len() as u64;
+            done += atc.with_translation(pasid, at, len, false, self.asking(pasid, at), |phys, len| {
+                self.upstream.read(translated, phys, &mut rest[..len as usize])
             })? as usize;
         }
         Ok(())
     }
 
-    fn asking(&self, address: u64) -> impl FnMut() -> Result<Translation, BusError> {
-        move || self.translate(address)
+    /// Writes memory with a PASID, if there is one.
+    ///
+    /// # Errors
+    /// As [`Port::read_as`].
+    pub fn write_as(&self, pasid: Option<u32>, address: u64, from: &[u8]) -> Result<(), BusError> {
+        let plain = self.source(pasid, false)?;
+        let Some(atc) = self.atc(address) else { return self.upstream.write(plain, address, from) };
+        let translated = Source { translated: true, ..plain };
+        let mut done = 0;
+        while done < from.len() {
+            let (at, rest) = (address.wrapping_add(done as u64), &from[done..]);
+            let len = rest.len() as u64;
+            done += atc.with_translation(pasid, at, len, true, self.asking(pasid, at), |phys, len| {
+                self.upstream.write(translated, phys, &rest[..len as usize])
+            })? as usize;
+        }
+        Ok(())
+    }
+
+    /// The translations that it keeps, for an access of memory; a message is none.
+    fn atc(&self, address: u64) -> Option<&Atc> {
+        self.services.atc.as_deref().filter(|atc| atc.is_enabled() && !INTERRUPTS.contains(&address))
+    }
+
+    fn asking(&self, pasid: Option<u32>, address: u64) -> impl FnMut() -> Result<Translation, BusError> {
+        move || self.translate_as(pasid, address)
     }
 
     /// Asks the IOMMU for a translation, whatever the function keeps.
@@ -120,8 +132,15 @@ impl Port {
     /// # Errors
     /// As [`Port::read`].
     pub fn translate(&self, address: u64) -> Result<Translation, BusError> {
-        self.check()?;
-        self.upstream.translate(self.id, address)
+        self.translate_as(None, address)
+    }
+
+    /// As [`Port::translate`], with a PASID if there is one.
+    ///
+    /// # Errors
+    /// As [`Port::read_as`].
+    pub fn translate_as(&self, pasid: Option<u32>, address: u64) -> Result<Translation, BusError> {
+        self.upstream.translate(self.source(pasid, false)?, address)
     }
 
     /// Reads memory at an address of which it says that it has translated it.
@@ -129,21 +148,16 @@ impl Port {
     /// # Errors
     /// As [`Port::read`].
     pub fn read_translated(&self, address: u64, into: &mut [u8]) -> Result<(), BusError> {
-        self.check()?;
-        self.upstream.read(Source { requester: self.id, translated: true }, address, into)
+        self.upstream.read(self.source(None, true)?, address, into)
     }
 
-    /// Writes memory at an address of which it says that it has translated it.
-    ///
-    /// # Errors
-    /// As [`Port::read`].
-    pub fn write_translated(&self, address: u64, from: &[u8]) -> Result<(), BusError> {
-        self.check()?;
-        self.upstream.write(Source { requester: self.id, translated: true }, address, from)
-    }
-
-    fn check(&self) -> Result<(), BusError> {
-        if self.bus_master.load(Ordering::Acquire) { Ok(()) } else { Err(BusError::MasterAbort) }
+    fn source(&self, pasid: Option<u32>, translated: bool) -> Result<Source, BusError> {
+        let on = |switch: &AtomicBool| switch.load(Ordering::Acquire);
+        if on(&self.services.bus_master) && (pasid.is_none() || on(&self.services.pasids)) {
+            Ok(Source { requester: self.id, pasid, translated })
+        } else {
+            Err(BusError::MasterAbort)
+        }
     }
 }
 
@@ -184,8 +198,8 @@ pub trait Remapper: Send + Sync {
     ///
     /// # Errors
     /// [`BusError::TargetAbort`] when it is refused.
-    fn translate(&self, requester: RequesterId, address: u64) -> Result<Translation, BusError> {
-        let _ = (requester, address);
+    fn translate(&self, source: Source, address: u64) -> Result<Translation, BusError> {
+        let _ = (source, address);
         Err(BusError::MasterAbort)
     }
 

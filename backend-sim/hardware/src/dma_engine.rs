@@ -10,6 +10,7 @@
 //! | 18h | data of a write, or what a read found |
 //! | 20h | command: 1 copy, 2 write data to the destination, 3 read data from the source |
 //! | 28h | status: 0 idle, 1 busy, 2 done, 3 refused, 4 bad command |
+//! | 30h | PASID of the requests in bits 19:0, where bit 31 is set |
 //!
 //! Writing the command starts it; when it has ended vector 0 is raised.
 
@@ -28,6 +29,7 @@ const LENGTH: u64 = 0x10;
 const DATA: u64 = 0x18;
 const COMMAND: u64 = 0x20;
 const STATUS: u64 = 0x28;
+const PASID: u64 = 0x30;
 
 const COPY: u64 = 1;
 const WRITE: u64 = 2;
@@ -48,6 +50,16 @@ struct Registers {
     length: u64,
     data: u64,
     status: u64,
+    pasid: u64,
+}
+
+/// What an engine can do beyond plain requests. By default nothing.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub struct Config {
+    /// It can keep translations (ATS), and hold so many invalidations: 1 to 32.
+    pub ats: Option<u8>,
+    /// Its requests can carry a PASID of so many bits: 1 to 20.
+    pub pasid_bits: Option<u8>,
 }
 
 /// The engine.
@@ -57,24 +69,24 @@ pub struct DmaEngine {
     orders: Mutex<Option<Sender<u64>>>,
     worker: Mutex<Option<JoinHandle<()>>>,
     connected: OnceLock<()>,
-    ats: Option<u8>,
+    config: Config,
 }
 
 impl DmaEngine {
-    /// An idle engine. With `ats` it can keep translations, and hold so many invalidations, 1 to 32.
-    pub fn new(ats: Option<u8>) -> Arc<Self> {
-        Self::with_numbers(0x1234, 0x0d4a, ats)
+    /// An idle engine.
+    pub fn new(config: Config) -> Arc<Self> {
+        Self::with_numbers(0x1234, 0x0d4a, config)
     }
 
     /// An idle engine that says that it is another maker's device.
-    pub fn with_numbers(vendor: u16, device: u16, ats: Option<u8>) -> Arc<Self> {
+    pub fn with_numbers(vendor: u16, device: u16, config: Config) -> Arc<Self> {
         Arc::new(Self {
             numbers: (vendor, device),
             registers: Arc::default(),
             orders: Mutex::new(None),
             worker: Mutex::new(None),
             connected: OnceLock::new(),
-            ats,
+            config,
         })
     }
 }
@@ -94,15 +106,16 @@ fn work(registers: &Mutex<Registers>, port: &Port, interrupts: &dyn Interrupts, 
 
 fn execute(port: &Port, registers: Registers, command: u64) -> (u64, u64) {
     let Registers { source, destination, length, data, .. } = registers;
+    let pasid = (registers.pasid >> 31 & 1 != 0).then_some(registers.pasid as u32 & 0xf_ffff);
     let short = (1..=8).contains(&length);
     let mut bytes = [0; 8];
     let moved = match command {
         COPY if (1..=MAX_LENGTH).contains(&length) => {
             let mut buffer = vec![0; length as usize];
-            port.read(source, &mut buffer).and_then(|()| port.write(destination, &buffer))
+            port.read_as(pasid, source, &mut buffer).and_then(|()| port.write_as(pasid, destination, &buffer))
         }
-        WRITE if short => port.write(destination, &data.to_le_bytes()[..length as usize]),
-        READ if short => port.read(source, &mut bytes[..length as usize]),
+        WRITE if short => port.write_as(pasid, destination, &data.to_le_bytes()[..length as usize]),
+        READ if short => port.read_as(pasid, source, &mut bytes[..length as usize]),
         _ => return (BAD_COMMAND, data),
     };
     match moved {
@@ -127,7 +140,10 @@ impl DeviceModel for DmaEngine {
 
     fn extended_capabilities(&self) -> Vec<Vec<u32>> {
         // ATS: the depth of the invalidate queue in bits 4:0, where 0 stands for 32.
-        self.ats.map(|depth| vec![0x0001_000f, u32::from(depth & 0x1f)]).into_iter().collect()
+        let ats = self.config.ats.map(|depth| vec![0x0001_000f, u32::from(depth & 0x1f)]);
+        // PASID: the width in bits 12:8.
+        let pasid = self.config.pasid_bits.map(|bits| vec![0x0001_001b, u32::from(bits & 0x1f) << 8]);
+        ats.into_iter().chain(pasid).collect()
     }
 
     fn connect(&self, port: Port, interrupts: Arc<dyn Interrupts>) {
@@ -151,6 +167,7 @@ impl DeviceModel for DmaEngine {
             LENGTH => registers.length,
             DATA => registers.data,
             STATUS => registers.status,
+            PASID => registers.pasid,
             _ => 0,
         };
         value >> (8 * (offset & 7)) & (u64::MAX >> (64 - 8 * u32::from(width.clamp(1, 8))))
@@ -170,6 +187,7 @@ impl DeviceModel for DmaEngine {
             DESTINATION => registers.destination = value,
             LENGTH => registers.length = value,
             DATA => registers.data = value,
+            PASID => registers.pasid = value,
             COMMAND => {
                 registers.status = BUSY;
                 drop(registers);

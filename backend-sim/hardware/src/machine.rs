@@ -9,7 +9,7 @@ use platform::pci::RequesterId;
 
 use crate::ats::Downstream;
 use crate::disk::DiskError;
-use crate::dma_engine::DmaEngine;
+use crate::dma_engine::{self, DmaEngine};
 use crate::firmware::{IvrsConfig, ivrs};
 use crate::hpet::Hpet;
 use crate::interrupts::InterruptController;
@@ -40,8 +40,8 @@ pub struct MachineConfig {
     pub disk_writable: bool,
     /// A virtio block device, if there is to be one.
     pub virtio_blk: Option<virtio::Config>,
-    /// Whether the DMA engines can keep translations (ATS), and how many invalidations each can hold: 1 to 32.
-    pub ats: Option<u8>,
+    /// What the DMA engines can do.
+    pub engines: dma_engine::Config,
     /// Whether there are devices whose requests carry another name than their own.
     pub aliasing_devices: bool,
 }
@@ -56,7 +56,7 @@ impl MachineConfig {
             disk: disk.into(),
             disk_writable: false,
             virtio_blk: None,
-            ats: None,
+            engines: dma_engine::Config::default(),
             aliasing_devices: false,
         }
     }
@@ -151,7 +151,7 @@ impl Machine {
         let interrupts = InterruptController::new();
         let nvme = NvmeController::new(config.nvme, &config.disk, config.disk_writable)?;
         let id = RequesterId::from_parts;
-        let engine = || DmaEngine::new(config.ats) as _;
+        let engine = || DmaEngine::new(config.engines) as _;
         let mut builder = Builder::new()
             .root_port(id(0, 1, 0), 1, 1, Acs::ISOLATED)
             .endpoint(Self::NVME, Arc::clone(&nvme) as _, false, Acs::Absent)
@@ -180,7 +180,7 @@ impl Machine {
                 .root_port(id(0, 6, 0), 9, 9, Acs::ISOLATED)
                 .endpoint(
                     Self::MISNAMED_ENGINE.0,
-                    DmaEngine::with_numbers(0x1b4b, 0x9123, None) as _,
+                    DmaEngine::with_numbers(0x1b4b, 0x9123, config.engines) as _,
                     false,
                     Acs::Absent,
                 )

@@ -13,6 +13,7 @@ const LENGTH: usize = 0x10;
 const DATA: usize = 0x18;
 const COMMAND: usize = 0x20;
 const STATUS: usize = 0x28;
+const PASID: usize = 0x30;
 const WRITE: u64 = 2;
 const READ: u64 = 3;
 const BUSY: u64 = 1;
@@ -43,6 +44,11 @@ impl RawEngine {
     pub(crate) fn read(&self, address: DmaAddr) -> Option<[u8; 8]> {
         self.0.write64(SOURCE, address.get());
         self.execute(READ).then(|| self.0.read64(DATA).to_le_bytes())
+    }
+
+    /// Says which PASID its requests carry from now on, if any.
+    pub(crate) fn use_pasid(&self, pasid: Option<u32>) {
+        self.0.write64(PASID, pasid.map_or(0, |pasid| 1 << 31 | u64::from(pasid)));
     }
 
     fn execute(&self, command: u64) -> bool {

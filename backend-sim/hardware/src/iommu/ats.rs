@@ -10,7 +10,7 @@ use platform::pci::RequesterId;
 use super::device_table::Dte;
 use super::event::Event;
 use super::{Outcome, Shared};
-use crate::ats::{Answer, Downstream, Invalidation, Translation};
+use crate::ats::{Answer, Downstream, Invalidation, Source, Translation};
 use crate::bus::{BusError, INTERRUPTS};
 
 /// Types of INVALID_DEVICE_REQUEST with TR = 1: translation requests are not allowed; what is asked for is no memory.
@@ -49,7 +49,7 @@ impl Invalidations {
 
 impl Shared {
     /// The entry of a device, for a request that needs nothing else of it.
-    fn entry(&self, device: u16) -> Result<Dte, Option<Event>> {
+    pub(super) fn entry(&self, device: u16) -> Result<Dte, Option<Event>> {
         loop {
             if let Some(dte) = self.caches.read().dte(device) {
                 return Ok(dte);
@@ -70,24 +70,35 @@ impl Shared {
     }
 
     /// Answers a translation request.
-    pub(super) fn translate(&self, device: u16, address: u64) -> Result<Translation, BusError> {
+    pub(super) fn translate(&self, source: Source, address: u64) -> Result<Translation, BusError> {
         if !self.enabled.load(Ordering::Acquire) {
             return Err(BusError::MasterAbort);
         }
-        self.answer(device, address).map_err(|event| {
+        self.answer(source, address)?.map_err(|event| {
             event.into_iter().for_each(|event| self.log(event));
             BusError::TargetAbort
         })
     }
 
-    fn answer(&self, device: u16, address: u64) -> Result<Translation, Option<Event>> {
+    fn answer(&self, source: Source, address: u64) -> Result<Result<Translation, Option<Event>>, BusError> {
+        let device = source.requester.get();
         if INTERRUPTS.contains(&address) {
-            return Err(Some(Event::invalid_translation(device, address, NO_MEMORY)));
+            return Ok(Err(Some(Event::invalid_translation(device, address, NO_MEMORY))));
         }
-        let dte = self.entry(device)?;
+        let dte = match self.entry(device) {
+            Ok(dte) => dte,
+            Err(event) => return Ok(Err(event)),
+        };
         if !(dte.valid() && dte.answers_translations() && dte.translation_valid()) {
-            return Err(Some(Event::invalid_translation(device, address, NOT_ALLOWED)));
+            return Ok(Err(Some(Event::invalid_translation(device, address, NOT_ALLOWED))));
         }
+        Ok(match self.guest_of(source, address, false)? {
+            Some(guest) => self.guest_translation(guest, address),
+            None => self.host_translation(dte, device, address),
+        })
+    }
+
+    fn host_translation(&self, dte: Dte, device: u16, address: u64) -> Result<Translation, Option<Event>> {
         // Whether it can be read or written: either finds the page.
         for write in [false, true] {
             loop {
@@ -131,9 +142,11 @@ impl Shared {
         let (device, queue) = (first as u16, (first >> 32) as u16);
         let most = (first >> 24 & 0xff) as usize;
         // A device whose translation requests are not answered has nothing to forget.
-        if !self.entry(device).is_ok_and(|dte| dte.valid() && dte.answers_translations()) {
-            return;
-        }
+        let dte = self.entry(device).ok().filter(|dte| dte.valid() && dte.answers_translations());
+        let Some(dte) = dte else { return };
+        // Requests without a PASID that use the table of PASID 0 are kept without one.
+        let pasid = invalidation.pasid.filter(|pasid| *pasid != 0 || !dte.guest_io());
+        let invalidation = Invalidation { pasid, ..invalidation };
         let sent = Instant::now();
         self.settle(|state| state.count(queue) < most);
         let devices = self.invalidations.devices.get().and_then(Weak::upgrade);

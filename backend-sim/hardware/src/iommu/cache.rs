@@ -9,6 +9,24 @@ use parking_lot::Mutex;
 use super::device_table::Dte;
 use super::interrupts::Irte;
 
+/// Whose translations they are: a domain's own, or those of one of its PASIDs.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
+pub(super) struct Tag(u64);
+
+impl Tag {
+    /// Guest translations of a PASID.
+    pub(super) fn guest(domain: u16, pasid: u32) -> Self {
+        Self(1 << 63 | u64::from(pasid) << 16 | u64::from(domain))
+    }
+}
+
+impl From<u16> for Tag {
+    /// Host translations of a domain.
+    fn from(domain: u16) -> Self {
+        Self(u64::from(domain))
+    }
+}
+
 /// A page translation, with the permissions of all table levels.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(super) struct Leaf {
@@ -65,14 +83,16 @@ pub(super) struct Caches {
     /// By device and index: valid entries only.
     irtes: Map<(u16, u32), Irte>,
     /// By domain, log2 of the page size, and page number.
-    leaves: Map<(u16, u32, u64), Leaf>,
+    leaves: Map<(Tag, u32, u64), Leaf>,
     /// Which page sizes there are among the leaves.
     shifts: u64,
-    order: VecDeque<(u16, u32, u64)>,
+    order: VecDeque<(Tag, u32, u64)>,
     /// By domain, level of the entry, and number of what the entry stands for.
-    pointers: Map<(u16, u32, u64), Pointer>,
+    pointers: Map<(Tag, u32, u64), Pointer>,
+    /// Roots of guest tables, as the GCR3 table says.
+    roots: Map<Tag, u64>,
     /// Addresses that were not there, by domain and page of 4 KiB: only with NpCache.
-    absent: HashSet<(u16, u64)>,
+    absent: HashSet<(Tag, u64)>,
     /// Devices whose first page fault has been logged.
     faulted: Mutex<HashSet<u16>>,
 }
@@ -99,7 +119,8 @@ impl Caches {
         self.irtes.retain(|&(of, _), _| of != device);
     }
 
-    pub(super) fn leaf(&self, domain: u16, address: u64) -> Option<Leaf> {
+    pub(super) fn leaf(&self, domain: impl Into<Tag>, address: u64) -> Option<Leaf> {
+        let domain = domain.into();
         let mut shifts = self.shifts;
         while shifts != 0 {
             let shift = shifts.trailing_zeros();
@@ -112,14 +133,21 @@ impl Caches {
     }
 
     /// Forgets the leaf that [`Caches::leaf`] finds for an address.
-    pub(super) fn drop_leaf(&mut self, domain: u16, address: u64) {
+    pub(super) fn drop_leaf(&mut self, domain: impl Into<Tag>, address: u64) {
+        let domain = domain.into();
         if let Some(Leaf { shift, .. }) = self.leaf(domain, address) {
             self.leaves.remove(&(domain, shift, address >> shift));
         }
     }
 
-    pub(super) fn insert_leaf(&mut self, domain: u16, address: u64, leaf: Leaf, capacity: Option<usize>) {
-        let key = (domain, leaf.shift, address >> leaf.shift);
+    pub(super) fn insert_leaf(
+        &mut self,
+        domain: impl Into<Tag>,
+        address: u64,
+        leaf: Leaf,
+        capacity: Option<usize>,
+    ) {
+        let key = (domain.into(), leaf.shift, address >> leaf.shift);
         self.shifts |= 1 << leaf.shift;
         if self.leaves.insert(key, leaf).is_none()
             && let Some(capacity) = capacity
@@ -133,22 +161,29 @@ impl Caches {
     }
 
     /// The lowest table pointer that is cached for an address, below `top`, and the level of the entry that it is from.
-    pub(super) fn pointer(&self, domain: u16, address: u64, top: u32) -> Option<(u32, Pointer)> {
+    pub(super) fn pointer(&self, domain: impl Into<Tag>, address: u64, top: u32) -> Option<(u32, Pointer)> {
+        let domain = domain.into();
         let at = |level| self.pointers.get(&(domain, level, address >> span(level))).copied();
         (2..=top).find_map(|level| Some((level, at(level)?)))
     }
 
     /// Remembers what the entry of `level` for an address leads to.
-    pub(super) fn insert_pointer(&mut self, domain: u16, address: u64, level: u32, pointer: Pointer) {
-        self.pointers.insert((domain, level, address >> span(level)), pointer);
+    pub(super) fn insert_pointer(
+        &mut self,
+        domain: impl Into<Tag>,
+        address: u64,
+        level: u32,
+        pointer: Pointer,
+    ) {
+        self.pointers.insert((domain.into(), level, address >> span(level)), pointer);
     }
 
-    pub(super) fn is_absent(&self, domain: u16, address: u64) -> bool {
-        !self.absent.is_empty() && self.absent.contains(&(domain, address >> 12))
+    pub(super) fn is_absent(&self, domain: impl Into<Tag>, address: u64) -> bool {
+        !self.absent.is_empty() && self.absent.contains(&(domain.into(), address >> 12))
     }
 
-    pub(super) fn insert_absent(&mut self, domain: u16, address: u64) {
-        self.absent.insert((domain, address >> 12));
+    pub(super) fn insert_absent(&mut self, domain: impl Into<Tag>, address: u64) {
+        self.absent.insert((domain.into(), address >> 12));
     }
 
     /// INVALIDATE_DEVTAB_ENTRY.
@@ -164,7 +199,15 @@ impl Caches {
 
     /// INVALIDATE_IOMMU_PAGES: `first` to `last` (inclusive) of a domain. A leaf that is larger than the range goes only
     /// when `lenient`.
-    pub(super) fn drop_pages(&mut self, domain: u16, first: u64, last: u64, pointers: bool, lenient: bool) {
+    pub(super) fn drop_pages(
+        &mut self,
+        domain: impl Into<Tag>,
+        first: u64,
+        last: u64,
+        pointers: bool,
+        lenient: bool,
+    ) {
+        let domain = domain.into();
         let named = |at: u64, shift: u32| {
             let (start, end) = (at << shift, (at << shift) + ((1 << shift) - 1));
             if lenient { start <= last && end >= first } else { start >= first && end <= last }
@@ -188,11 +231,21 @@ impl Caches {
                 let end = start.saturating_add((1u64 << span(level)) - 1);
                 start <= last && end >= first
             };
+            self.roots.remove(&domain);
             self.pointers.retain(|&(of, level, at), _| of != domain || !touches(level, at));
         }
         if !self.absent.is_empty() {
             self.absent.retain(|&(of, page)| of != domain || page < first >> 12 || page > last >> 12);
         }
+    }
+
+    /// The root of a PASID's table, if the GCR3 table has been read for it.
+    pub(super) fn root(&self, tag: Tag) -> Option<u64> {
+        self.roots.get(&tag).copied()
+    }
+
+    pub(super) fn insert_root(&mut self, tag: Tag, root: u64) {
+        self.roots.insert(tag, root);
     }
 
     /// INVALIDATE_IOMMU_ALL.

@@ -4,12 +4,16 @@ use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
 use super::Shared;
+use super::cache::Tag;
 use super::event::Event;
 use super::registers::STATUS_COM_WAIT_INT;
 use crate::ats::Invalidation;
 
 /// How long the processor looks for more before it sleeps: waking it takes longer than most commands.
 const IDLE: Duration = Duration::from_micros(100);
+
+/// GN of an invalidation: it is about translations of a PASID.
+const GN: u64 = 1 << 2;
 
 /// What became of a command.
 enum Executed {
@@ -94,19 +98,23 @@ impl Shared {
         match first >> 60 {
             1 => return self.completion_wait(first, second),
             2 => self.caches.write().drop_dte(first as u16),
-            // GN names translations of a PASID, of which there are none.
-            3 if second & 4 != 0 => {}
             3 => {
                 let (start, last) = address_range(second);
+                let domain = (first >> 32) as u16;
+                let tag = match second & GN {
+                    0 => Tag::from(domain),
+                    _ => Tag::guest(domain, first as u32 & 0xf_ffff),
+                };
                 let pointers = second & 2 != 0;
                 let lenient = self.config.lenient_invalidation;
-                self.caches.write().drop_pages((first >> 32) as u16, start, last, pointers, lenient);
+                self.caches.write().drop_pages(tag, start, last, pointers, lenient);
             }
-            // GN names translations of a PASID, of which there are none.
-            4 if second & 4 != 0 => {}
             4 => {
                 let (start, last) = address_range(second);
-                self.invalidate_iotlb(at, first, Invalidation { first: start, last });
+                // The PASID is in three pieces: its middle, low and high bits.
+                let pasid = (first >> 16 & 0xff) << 8 | first >> 48 & 0xff | (first >> 56 & 0xf) << 16;
+                let pasid = (second & GN != 0).then_some(pasid as u32);
+                self.invalidate_iotlb(at, first, Invalidation { pasid, first: start, last });
             }
             5 => self.caches.write().drop_irtes(first as u16),
             _ => self.caches.write().drop_all(),

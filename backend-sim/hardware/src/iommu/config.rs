@@ -1,6 +1,8 @@
 //! What kind of AMD IOMMU it is, and how it may misbehave.
 
 /// EFR bits that the model can have (MMIO 0030h).
+const NX_SUP: u64 = 1 << 3;
+const GT_SUP: u64 = 1 << 4;
 const IA_SUP: u64 = 1 << 6;
 /// 128-bit entries of interrupt tables; destinations of 32 bits in them, and for the unit's own interrupts.
 const GA_SUP: u64 = 1 << 7;
@@ -13,6 +15,13 @@ const NUM_INT_REMAP_2K: u64 = 1 << 8;
 /// HASup and HDSup: entries are marked as used and written.
 const HA_SUP: u64 = 1 << 49;
 const HD_SUP: u64 = 1 << 52;
+const GIO_SUP: u64 = 1 << 48;
+/// GATS = 1: guest tables of up to 5 levels.
+const GATS_5_LEVELS: u64 = 1 << 12;
+/// GLXSup = 2: GCR3 tables of up to 3 levels.
+const GLX_3_LEVELS: u64 = 2 << 14;
+/// PASmax = 19: PASIDs of 20 bits.
+const PASIDS_20_BITS: u64 = 19 << 32;
 /// HATS = 2: host tables of up to 6 levels.
 const HATS_6_LEVELS: u64 = 2 << 10;
 
@@ -49,6 +58,36 @@ impl Default for Config {
 }
 
 impl Config {
+    /// Guest translation with all that belongs to it: an EFR's bits.
+    pub const GUEST: u64 = NX_SUP | GT_SUP | GIO_SUP | GATS_5_LEVELS | GLX_3_LEVELS | PASIDS_20_BITS;
+
+    pub(super) fn has_guest_translation(&self) -> bool {
+        self.efr & GT_SUP != 0
+    }
+
+    pub(super) fn has_guest_io(&self) -> bool {
+        self.efr & GIO_SUP != 0
+    }
+
+    pub(super) fn has_no_execute(&self) -> bool {
+        self.efr & NX_SUP != 0
+    }
+
+    /// The most levels that a guest table may have.
+    pub(super) fn max_guest_levels(&self) -> u32 {
+        if self.efr >> 12 & 3 == 1 { 5 } else { 4 }
+    }
+
+    /// The most levels that a GCR3 table may have.
+    pub(super) fn max_gcr3_levels(&self) -> u32 {
+        (self.efr >> 14 & 3) as u32 + 1
+    }
+
+    /// Bits of a PASID.
+    pub(super) fn pasid_bits(&self) -> u32 {
+        (self.efr >> 32 & 0x1f) as u32 + 1
+    }
+
     pub(super) fn has_invalidate_all(&self) -> bool {
         self.efr & IA_SUP != 0
     }

@@ -9,8 +9,13 @@ pub(super) struct Dte([u64; 4]);
 
 /// Bits that must be zero in words 0 to 3.
 const RESERVED: [u64; 4] = [0x8000_0000_0000_007c, 0, 0x0030_0000_0000_0000, 0x003f_0000_0000_7fff];
-/// Fields of word 0 that belong to features which this unit does not have: PPR, GPRP, GIoV, GV, GLX, GCR3.
-const ABSENT_FEATURES_0: u64 = 0x1ff0_0000_0000_0000;
+/// Fields of word 0 that belong to features: PPR and GPRP; GIoV; GV, GLX and GCR3.
+const PPR: u64 = 0x0030_0000_0000_0000;
+const GIOV: u64 = 1 << 54;
+const GUEST_0: u64 = 0x1f80_0000_0000_0000;
+/// Fields of word 1: GCR3 and I.
+const GUEST_1: u64 = 0xffff_f800_ffff_0000;
+const I: u64 = 1 << 32;
 
 impl Dte {
     /// Reads an entry as hardware does: in two halves of 16 bytes.
@@ -77,6 +82,31 @@ impl Dte {
         self.0[1] >> 32 & 1 != 0
     }
 
+    /// GV: there are guest tables.
+    pub(super) fn guest_valid(self) -> bool {
+        self.0[0] >> 55 & 1 != 0
+    }
+
+    /// GIoV: requests without a PASID use the table of PASID 0.
+    pub(super) fn guest_io(self) -> bool {
+        self.0[0] >> 54 & 1 != 0
+    }
+
+    /// GLX: levels of the GCR3 table less one; 3 is reserved.
+    pub(super) fn glx(self) -> u32 {
+        (self.0[0] >> 56 & 3) as u32
+    }
+
+    /// The GCR3 table's root.
+    pub(super) fn gcr3_root(self) -> u64 {
+        (self.0[0] >> 58 & 7) << 12 | (self.0[1] >> 16 & 0xffff) << 15 | (self.0[1] >> 43) << 31
+    }
+
+    /// GuestPagingMode: levels of guest tables.
+    pub(super) fn guest_levels(self) -> u32 {
+        if self.0[2] >> 54 & 3 == 1 { 5 } else { 4 }
+    }
+
     /// SE: page faults after the first are not logged.
     pub(super) fn suppress_repeats(self) -> bool {
         self.0[1] >> 33 & 1 != 0
@@ -129,9 +159,11 @@ impl Dte {
 
     /// Whether a bit that must be zero is set in the half for memory requests.
     pub(super) fn memory_half_reserved(self, config: &Config) -> bool {
-        const I: u64 = 1 << 32;
-        let absent_1 = if config.iotlb_sup { 0 } else { I };
-        self.0[0] & (RESERVED[0] | ABSENT_FEATURES_0) != 0 || self.0[1] & (RESERVED[1] | absent_1) != 0
+        let absent = |there: bool, field: u64| if there { 0 } else { field };
+        let word_0 = absent(config.has_guest_io(), GIOV) | absent(config.has_guest_translation(), GUEST_0);
+        let word_1 = absent(config.has_guest_translation(), GUEST_1) | absent(config.iotlb_sup, I);
+        let reserved = self.0[0] & (RESERVED[0] | PPR | word_0) | self.0[1] & (RESERVED[1] | word_1);
+        reserved != 0
     }
 
     /// Whether a bit that must be zero is set in the half for interrupts.

@@ -46,6 +46,14 @@ impl Event {
         Self { first: 2 << 60 | flags | rw | who, second: address }
     }
 
+    /// The same for a request with guest translation: it names the PASID, in GN, instead of the domain.
+    #[must_use]
+    pub(super) fn of_guest(self, pasid: u32) -> Self {
+        const GN: u64 = 1 << 48;
+        let pasid = u64::from(pasid & 0xffff) << 32 | u64::from(pasid >> 16 & 0xf) << 16;
+        Self { first: self.first & !(0xffff << 32) | GN | pasid, ..self }
+    }
+
     /// ILLEGAL_DEV_TABLE_ENTRY.
     pub(super) fn illegal_dte(
         device: u16,

@@ -11,6 +11,7 @@ mod commands;
 mod config;
 mod device_table;
 mod event;
+mod guest;
 mod interrupts;
 mod registers;
 mod several;
@@ -401,6 +402,11 @@ impl Remapper for AmdIommu {
                 }
             };
         }
+        if (source.pasid.is_some() || shared.config.has_guest_translation())
+            && let Some(guest) = shared.guest_of(source, address, write)?
+        {
+            return shared.with_guest_translation(guest, address, len, write, access);
+        }
         let mut walked = false;
         loop {
             let caches = shared.caches.read();
@@ -436,8 +442,8 @@ impl Remapper for AmdIommu {
         }
     }
 
-    fn translate(&self, requester: RequesterId, address: u64) -> Result<Translation, BusError> {
-        self.shared.translate(requester.get(), address)
+    fn translate(&self, source: Source, address: u64) -> Result<Translation, BusError> {
+        self.shared.translate(source, address)
     }
 
     fn interrupt(

@@ -30,6 +30,7 @@ const EVENT_LOG_EN: u64 = 1 << 2;
 const EVENT_INT_EN: u64 = 1 << 3;
 const COM_WAIT_INT_EN: u64 = 1 << 4;
 const CMD_BUF_EN: u64 = 1 << 12;
+const GT_EN: u64 = 1 << 16;
 const GA_EN: u64 = 1 << 17;
 const NUM_INT_REMAP_MODE: u64 = 3 << 43;
 const NUM_INT_REMAP_2K: u64 = 1 << 43;
@@ -193,6 +194,11 @@ impl Registers {
 
     pub(super) fn enabled(&self) -> bool {
         self.control & IOMMU_EN != 0
+    }
+
+    /// GTEn: guest translation is on.
+    pub(super) fn guest_enabled(&self) -> bool {
+        self.control & GT_EN != 0
     }
 
     fn commands_run(&self) -> bool {

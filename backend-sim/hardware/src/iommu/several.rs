@@ -48,8 +48,8 @@ impl Remapper for Units {
         }
     }
 
-    fn translate(&self, requester: RequesterId, address: u64) -> Result<Translation, BusError> {
-        self.of(requester).ok_or(BusError::MasterAbort)?.translate(requester, address)
+    fn translate(&self, source: Source, address: u64) -> Result<Translation, BusError> {
+        self.of(source.requester).ok_or(BusError::MasterAbort)?.translate(source, address)
     }
 
     fn interrupt(

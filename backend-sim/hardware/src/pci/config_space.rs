@@ -50,6 +50,7 @@ pub(super) struct ConfigSpace {
     bars: [u64; 6],
     acs_offset: Option<usize>,
     ats: Option<usize>,
+    pasid: Option<usize>,
     msix: Option<usize>,
     msi: Option<usize>,
 }
@@ -63,6 +64,7 @@ impl ConfigSpace {
             bars: [0; 6],
             acs_offset: None,
             ats: None,
+            pasid: None,
             msix: None,
             msi: None,
         };
@@ -142,6 +144,7 @@ impl ConfigSpace {
     /// Appends extended capabilities.
     pub(super) fn extend(&mut self, capabilities: &[Vec<u32>]) {
         const ATS: u32 = 0x0f;
+        const PASID: u32 = 0x1b;
         let mut last = self.acs_offset;
         let mut at = if last.is_some() { FIRST_FREE_EXTENDED } else { ACS_CAPABILITY };
         for capability in capabilities {
@@ -154,6 +157,11 @@ impl ConfigSpace {
                 // Enable, and the smallest translation unit.
                 self.writable[at / 4 + 1] = 0x801f_0000;
                 self.ats = Some(at);
+            }
+            if capability[0] & 0xffff == PASID {
+                // Enable, for execution, for privileged requests.
+                self.writable[at / 4 + 1] = 0x0007_0000;
+                self.pasid = Some(at);
             }
             last = Some(at);
             at = (at + 4 * capability.len()).next_multiple_of(0x10);
@@ -255,6 +263,11 @@ impl ConfigSpace {
     /// ACS bits that are switched on.
     pub(super) fn acs_enabled(&self) -> u32 {
         self.acs_offset.map_or(0, |at| self.get(at + 4) >> 16)
+    }
+
+    /// Whether requests may carry a PASID.
+    pub(super) fn pasids_on(&self) -> bool {
+        self.pasid.is_some_and(|at| self.get(at + 4) >> 16 & 1 != 0)
     }
 
     /// ATS: whether it is on, and how many invalidations the function can hold.

@@ -9,7 +9,7 @@ use platform::pci::RequesterId;
 
 use super::config_space::{ConfigSpace, PortType};
 use super::msix::Msix;
-use crate::ats::Atc;
+use crate::ats::{Atc, Services};
 use crate::bus::DeviceModel;
 
 /// One function of the tree. What every request asks is kept beside the configuration space, free of its lock.
@@ -18,8 +18,7 @@ pub(super) struct FunctionState {
     pub(super) id: RequesterId,
     pub(super) device: Option<Arc<dyn DeviceModel>>,
     pub(super) msix: OnceLock<Arc<Msix>>,
-    pub(super) bus_master: Arc<AtomicBool>,
-    pub(super) atc: Option<Arc<Atc>>,
+    pub(super) services: Services,
     config: Mutex<ConfigSpace>,
     port_type: PortType,
     buses_behind: Option<(u8, u8)>,
@@ -45,8 +44,7 @@ impl FunctionState {
             id,
             device,
             msix: OnceLock::new(),
-            bus_master: Arc::default(),
-            atc: config.ats().map(|(_, depth)| Atc::new(depth)),
+            services: Services { atc: config.ats().map(|(_, depth)| Atc::new(depth)), ..Services::default() },
             port_type: config.port_type(),
             buses_behind: config.buses_behind(),
             memory_space: AtomicBool::default(),
@@ -60,10 +58,11 @@ impl FunctionState {
 
     /// Takes over what the configuration space says now.
     fn latch(&self, config: &ConfigSpace) {
-        self.bus_master.store(config.bus_master(), Ordering::Release);
+        self.services.bus_master.store(config.bus_master(), Ordering::Release);
         self.memory_space.store(config.memory_space(), Ordering::Release);
         self.acs.store(config.acs_enabled(), Ordering::Release);
-        if let (Some(atc), Some((on, _))) = (&self.atc, config.ats()) {
+        self.services.pasids.store(config.pasids_on(), Ordering::Release);
+        if let (Some(atc), Some((on, _))) = (&self.services.atc, config.ats()) {
             atc.set_enabled(on);
         }
         for region in &self.regions {
@@ -107,7 +106,7 @@ impl FunctionState {
     }
 
     pub(super) fn is_bus_master(&self) -> bool {
-        self.bus_master.load(Ordering::Acquire)
+        self.services.bus_master.load(Ordering::Acquire)
     }
 
     /// ACS bits that are switched on.

@@ -189,7 +189,7 @@ impl Builder {
             // Weak: the tree holds its devices.
             let upstream = Arc::new(Way(Arc::downgrade(&tree)));
             let name = misnamed.get(&function.id).copied().unwrap_or(function.id);
-            let port = Port::new(name, Arc::clone(&function.bus_master), function.atc.clone(), upstream);
+            let port = Port::new(name, function.services.clone(), upstream);
             let vectors = device.identity().msix_vectors;
             let msix = Arc::new(Msix::new(vectors, port.clone(), Arc::downgrade(function)));
             if vectors > 0 {
@@ -241,19 +241,19 @@ impl Upstream for Way {
         })
     }
 
-    fn translate(&self, requester: RequesterId, address: u64) -> Result<Translation, BusError> {
+    fn translate(&self, source: Source, address: u64) -> Result<Translation, BusError> {
         let tree = self.0.upgrade().ok_or(BusError::MasterAbort)?;
         // The way up is as for memory, but no peer takes such a request.
-        if tree.bridges_above(requester.bus()).any(|bridge| !bridge.is_bus_master()) {
+        if tree.bridges_above(source.requester.bus()).any(|bridge| !bridge.is_bus_master()) {
             return Err(BusError::MasterAbort);
         }
-        tree.remapper.as_ref().ok_or(BusError::MasterAbort)?.translate(requester, address)
+        tree.remapper.as_ref().ok_or(BusError::MasterAbort)?.translate(source, address)
     }
 }
 
 impl Downstream for PciTree {
     fn invalidate(&self, device: RequesterId, invalidation: Invalidation) -> Answer {
-        let atc = self.functions.get(&device).and_then(|function| function.atc.as_ref());
+        let atc = self.functions.get(&device).and_then(|function| function.services.atc.as_ref());
         atc.map_or_else(Answer::default, |atc| atc.invalidate(invalidation))
     }
 }
@@ -421,7 +421,7 @@ impl PciTree {
 
     /// The translations that a function keeps, if it can.
     pub fn atc(&self, id: RequesterId) -> Option<&Arc<Atc>> {
-        self.functions.get(&id)?.atc.as_ref()
+        self.functions.get(&id)?.services.atc.as_ref()
     }
 
     /// All functions.

@@ -118,6 +118,16 @@ impl Probe {
         self.port().write(address, bytes)
     }
 
+    pub fn read_as(&self, pasid: Option<u32>, address: u64) -> Result<u64, BusError> {
+        let mut bytes = [0; 8];
+        self.port().read_as(pasid, address, &mut bytes)?;
+        Ok(u64::from_le_bytes(bytes))
+    }
+
+    pub fn write_as(&self, pasid: Option<u32>, address: u64, value: u64) -> Result<(), BusError> {
+        self.port().write_as(pasid, address, &value.to_le_bytes())
+    }
+
     /// Asks for a translation, whatever it keeps.
     pub fn translate(&self, address: u64) -> Result<Translation, BusError> {
         self.port().translate(address)
@@ -156,8 +166,8 @@ impl DeviceModel for Probe {
     }
 
     fn extended_capabilities(&self) -> Vec<Vec<u32>> {
-        // ATS, with room for two invalidations. It is off until configuration space says otherwise.
-        vec![vec![0x0001_000f, 2]]
+        // ATS, with room for two invalidations, and PASIDs of 20 bits. Both are off until configuration space says otherwise.
+        vec![vec![0x0001_000f, 2], vec![0x0001_001b, 20 << 8]]
     }
 
     fn connect(&self, port: Port, interrupts: Arc<dyn Interrupts>) {
