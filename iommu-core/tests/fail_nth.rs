@@ -6,10 +6,12 @@ mod common;
 
 use std::sync::Arc;
 
-use common::{Bench, Setup, endpoint, multifunction, region, topology};
+use common::{Bench, NIC, PAGE, Setup, endpoint, multifunction, region, topology};
+use dma_api::{Attrs, Device, Direction, DmaError, SgEntry};
 use iommu_core::pci::Topology;
 use iommu_core::{Domain, DomainType, Group, GroupError, Owner, PagingFlags, ResvType};
 use platform::pci::PciAddress;
+use platform::{DmaAddr, PhysAddr};
 
 const ONE: PciAddress = PciAddress::new(0, 0, 4, 0);
 const TWO: PciAddress = PciAddress::new(0, 0, 4, 1);
@@ -244,4 +246,87 @@ fn a_fence_that_cannot_be_put_up_is_not_there() {
     assert!(fence(&world).is_err() && world.bench.toy.has_failed());
     assert_eq!(world.places(), places);
     ATTACH(&world).unwrap();
+}
+
+/// Runs a driver's call with each call of the IOMMU that may fail failing once in turn: the call says so, and the domain, the
+/// machine's memory and the counts are what they were. Returns how many there were.
+fn fail_each_call<T>(deferred: bool, call: impl Fn(&Bench, &Device) -> Result<T, DmaError>) -> u64 {
+    for nth in 0.. {
+        let mut setup = Setup::default();
+        if deferred {
+            setup.knobs.deferred.insert(NIC);
+        }
+        let bench = setup.bench();
+        let device = bench.bind_trusted(NIC);
+        let live = || {
+            let now = bench.iommu.statistics();
+            (bench.toy.mapped(), bench.host.live(), now.maps - now.unmaps, now.quarantined)
+        };
+        let before = live();
+        bench.toy.fail_after(nth);
+        let result = call(&bench, &device);
+        if !bench.toy.has_failed() {
+            assert!(result.is_ok());
+            return nth;
+        }
+        assert!(result.is_err(), "failure {nth}");
+        drop(result);
+        assert_eq!(live(), before, "failure {nth}");
+        assert!(call(&bench, &device).is_ok(), "after failure {nth}");
+    }
+    unreachable!()
+}
+
+const TO: Direction = Direction::ToDevice;
+
+#[test]
+fn map() {
+    let map = |_: &Bench, device: &Device| common::map(device, 0x10_0800, 3 * PAGE as usize, TO);
+    assert_eq!(fail_each_call(false, map), 4, "one for each page");
+    assert_eq!(fail_each_call(true, map), 5, "and the attach that was deferred");
+}
+
+#[test]
+fn map_sg() {
+    let map = |_: &Bench, device: &Device| {
+        let piece = |page: u64| SgEntry::new(PhysAddr::new(page * PAGE), PAGE as usize);
+        let mut list = [piece(0x100), piece(0x200), piece(0x300)];
+        // SAFETY: the toy's devices touch nothing by themselves.
+        unsafe { device.map_sg(&mut list, TO, Attrs::empty()) }
+    };
+    assert_eq!(fail_each_call(false, map), 3, "one for each page");
+}
+
+#[test]
+fn map_bounced() {
+    let map = |bench: &Bench, _: &Device| {
+        // A device that nobody has trusted.
+        let device = bench.bind(NIC);
+        let memory = bench.host.memory(PAGE as usize);
+        common::map(&device, memory.phys() + 8, 16, TO).map(|at| (memory, at))
+    };
+    assert_eq!(fail_each_call(false, map), 1);
+}
+
+#[test]
+fn alloc_coherent() {
+    let alloc = |_: &Bench, device: &Device| device.alloc_coherent(3 * PAGE as usize, Attrs::empty());
+    assert_eq!(fail_each_call(false, alloc), 3);
+    assert_eq!(fail_each_call(true, alloc), 4);
+}
+
+#[test]
+fn doorbell() {
+    let prepare: Step = |world| {
+        // SAFETY: the toy's devices touch nothing by themselves.
+        let at = unsafe { world.group.prepare_msi(ONE, PhysAddr::new(0x800_0000), DmaAddr::new(u64::MAX)) };
+        at.map(drop)
+    };
+    assert_eq!(fail_each(false, NOTHING, prepare), 1);
+}
+
+#[test]
+fn bind() {
+    let bind: Step = |world| world.group.bind(ONE).map(drop);
+    assert_eq!(fail_each(false, NOTHING, bind), 0, "it makes nothing that can fail");
 }

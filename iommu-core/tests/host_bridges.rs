@@ -48,6 +48,10 @@ fn they_are_those_of_the_root_bus_above_a_device() {
     let tree = topology(ports.into_iter().chain([endpoint(far)]));
     let bench = below(window(0x1000, 0xefff), tree.clone());
     assert_eq!(pages(&bench.bind(far)), [15]);
+    let mut same = tree.clone();
+    same.insert_host_bridge(0, 0, window(0, 1));
+    same.insert_host_bridge(0, 2, window(2, 3));
+    assert_eq!(same.host_bridge(far), Some(&window(0, 1)), "bus 2 is no root bus");
     // Another segment's is another.
     let mut other = tree.clone();
     other.insert_host_bridge(1, 0, window(0, u64::MAX));

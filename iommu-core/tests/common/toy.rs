@@ -213,6 +213,12 @@ impl Toy {
         self.state().domains.values().filter(|domain| domain.strong_count() != 0).count()
     }
 
+    /// Mappings in all domains.
+    pub fn mapped(&self) -> usize {
+        let domains: Vec<_> = self.state().domains.values().filter_map(Weak::upgrade).collect();
+        domains.iter().map(|domain| domain.table.lock().unwrap().len()).sum()
+    }
+
     /// Whether the domain of a device can have PASIDs beside it.
     pub fn has_room_for_pasids(&self, device: PciAddress) -> bool {
         let state = self.state();
