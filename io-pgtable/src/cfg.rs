@@ -35,6 +35,8 @@ bitflags::bitflags! {
         const FORCE_WRITEABLE = 1 << 18;
         /// RISC-V: entries have a memory type (the extension Svpbmt).
         const RISCV_SVPBMT = 1 << 19;
+        /// ARM: sixteen blocks of 1 GiB may have the contiguous hint together, which other software does not use.
+        const ARM_CONTIGUOUS_1G = 1 << 20;
     }
 }
 

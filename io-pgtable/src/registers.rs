@@ -77,4 +77,6 @@ pub struct ArmTcr {
     pub irgn: u8,
     /// TxSZ: 64 less the bits of an I/O address. 32-bit translation takes the low bits that its field has.
     pub tsz: u8,
+    /// DS: descriptors are those of LPA2.
+    pub ds: bool,
 }

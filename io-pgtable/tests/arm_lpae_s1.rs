@@ -26,7 +26,7 @@ fn registers<F: Format>(cfg: &IoPgtableCfg) -> (u64, ArmTcr, u64) {
 fn registers_say_what_the_table_is() {
     let (ttbr, tcr, mair) = registers::<ArmLpaeS1<12>>(&IoPgtableCfg::new(48));
     assert_eq!((ttbr, mair), (BASE, 0xf404_ff44));
-    let plain = ArmTcr { ps: 5, tg: 0, sh: 3, orgn: 1, irgn: 1, tsz: 16 };
+    let plain = ArmTcr { ps: 5, tg: 0, sh: 3, orgn: 1, irgn: 1, tsz: 16, ds: false };
     assert_eq!(tcr, plain);
     let tcr_of = |cfg| registers::<ArmLpaeS1<12>>(&cfg).1;
     assert_eq!(tcr_of(with(39, Quirks::ARM_TTBR1)), ArmTcr { tg: 2, tsz: 25, ..plain });

@@ -17,11 +17,14 @@ fn each_name_is_its_format() {
     let cfg = |bits| IoPgtableCfg { oas: 36, ..IoPgtableCfg::new(bits) };
     let from_16k = |bits| IoPgtableCfg { page_sizes: sizes(!0 << 14), ..cfg(bits) };
     let from_64k = |bits| IoPgtableCfg { page_sizes: sizes(!0 << 16), ..cfg(bits) };
-    let formats: [(IoPgtableFmt, IoPgtableCfg, u64, Walk); 17] = [
+    let formats: [(IoPgtableFmt, IoPgtableCfg, u64, Walk); 20] = [
         (IoPgtableFmt::AmdV1, cfg(39), 1 << 12, amdv1::walk_byte),
         (IoPgtableFmt::X86_64, cfg(48).with_quirks(Quirks::SIGN_EXTEND), 1 << 12, x86_64::walk),
         (IoPgtableFmt::VtdSs, cfg(39), 1 << 12, vtdss::look),
         (IoPgtableFmt::RiscV, cfg(39), 1 << 12, riscv::walk),
+        (IoPgtableFmt::RiscV, cfg(32), 1 << 12, riscv::sv32),
+        (IoPgtableFmt::Arm64Lpa2S1, cfg(52), 1 << 12, arm_lpae::stage1_lpa2::<12>),
+        (IoPgtableFmt::Arm64Lpa2S1, from_16k(52), 1 << 14, arm_lpae::stage1_lpa2::<14>),
         (IoPgtableFmt::Arm64LpaeS1, cfg(39), 1 << 12, arm_lpae::stage1::<12>),
         (IoPgtableFmt::Arm64LpaeS1, from_16k(39), 1 << 14, arm_lpae::stage1::<14>),
         (IoPgtableFmt::Arm64LpaeS1, from_64k(39), 1 << 16, arm_lpae::stage1::<16>),

@@ -7,8 +7,8 @@ mod mock2k;
 mod walkers;
 
 use io_pgtable::{
-    AmdV1, Arm32LpaeS1, Arm32LpaeS2, ArmLpaeS1, ArmLpaeS2, ArmV7s, Dart1, Dart2, IoPgtableCfg, MaliLpae,
-    Quirks, RiscV, RiscV32, VtdSs, X86_64,
+    AmdV1, Arm32LpaeS1, Arm32LpaeS2, ArmLpa2S1, ArmLpaeS1, ArmLpaeS2, ArmV7s, Dart1, Dart2, IoPgtableCfg,
+    MaliLpae, Quirks, RiscV, RiscV32, VtdSs, X86_64,
 };
 use mock2k::Mock2k;
 use walkers::{amdv1, arm_lpae, arm_v7s, dart, mali_lpae, riscv, vtdss, x86_64};
@@ -40,7 +40,19 @@ conformance!(
 );
 conformance!(vtdss_5_levels, VtdSs, IoPgtableCfg::new(57), vtdss::look);
 
-conformance!(arm_s1_4k, ArmLpaeS1<12>, IoPgtableCfg::new(48), arm_lpae::stage1::<12>);
+conformance!(
+    arm_s1_4k,
+    ArmLpaeS1<12>,
+    IoPgtableCfg::new(48).with_quirks(Quirks::ARM_CONTIGUOUS_1G),
+    arm_lpae::stage1::<12>
+);
+conformance!(arm_s1_4k_lpa2, ArmLpa2S1<12>, IoPgtableCfg::new(52), arm_lpae::stage1_lpa2::<12>);
+conformance!(
+    arm_s1_16k_lpa2,
+    ArmLpa2S1<14>,
+    IoPgtableCfg::new(50).with_quirks(Quirks::ARM_HD),
+    arm_lpae::stage1_lpa2::<14>
+);
 conformance!(
     arm_s1_4k_upper_half,
     ArmLpaeS1<12>,

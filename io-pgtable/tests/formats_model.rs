@@ -9,8 +9,8 @@ use std::collections::BTreeMap;
 
 use common::{Bed, RW};
 use io_pgtable::{
-    AmdV1, Arm32LpaeS1, Arm32LpaeS2, ArmLpaeS1, ArmLpaeS2, ArmV7s, Dart1, Dart2, Format, IoPageTable,
-    IoPgtableCfg, MaliLpae, Quirks, RiscV, RiscV32, Split, VtdSs, X86_64,
+    AmdV1, Arm32LpaeS1, Arm32LpaeS2, ArmLpa2S1, ArmLpaeS1, ArmLpaeS2, ArmV7s, Dart1, Dart2, Format,
+    IoPageTable, IoPgtableCfg, MaliLpae, Quirks, RiscV, RiscV32, Split, VtdSs, X86_64,
 };
 use mock2k::Mock2k;
 use platform::{DmaAddr, MapError, Prot};
@@ -395,6 +395,7 @@ model! {
     risc_v_sv32, RiscV32, IoPgtableCfg::new(32), riscv::sv32, None;
     arm_s1_4k, ArmLpaeS1<12>, IoPgtableCfg::new(39), arm_lpae::stage1::<12>, None;
     arm_s1_4k_upper, ArmLpaeS1<12>, IoPgtableCfg::new(36).with_quirks(Quirks::ARM_TTBR1), arm_lpae::stage1::<12>, None;
+    arm_s1_4k_lpa2, ArmLpa2S1<12>, IoPgtableCfg::new(52), arm_lpae::stage1_lpa2::<12>, None;
     arm_s1_16k, ArmLpaeS1<14>, IoPgtableCfg::new(40), arm_lpae::stage1::<14>, None;
     // A write clears AP[2] of a page that can be clean.
     arm_s1_64k_dirty, ArmLpaeS1<16>, IoPgtableCfg::new(52).with_quirks(Quirks::ARM_HD), arm_lpae::stage1::<16>,

@@ -7,7 +7,7 @@ mod walkers;
 
 use common::BASE;
 use common::image::{Altered, Case, check, check_altered, word, words};
-use io_pgtable::{Arm32LpaeS1, ArmLpaeS1, IoPgtableCfg, Quirks};
+use io_pgtable::{Arm32LpaeS1, ArmLpa2S1, ArmLpaeS1, IoPgtableCfg, Quirks};
 use walkers::arm_lpae::stage1;
 
 const PAGE_4K: &[Case] = &[
@@ -372,6 +372,14 @@ const CONTIGUOUS_4K: &[Case] = &[
         prot: "RC",
         words: &[words(0x4000_2000, 0xc0, 0x10_bcde_f200_0fc5, 16, 0x20_0000)],
     },
+    // 16G contig RW CACHE
+    Case {
+        iova: 0x1238_0000_0000,
+        phys: 0xbcdc_0000_0000,
+        size: 0x4_0000_0000,
+        prot: "RWC",
+        words: &[words(0x4000_1000, 0xe0, 0x10_bcdc_0000_0f45, 16, 0x4000_0000)],
+    },
 ];
 
 const CONTIGUOUS_16K: &[Case] = &[
@@ -418,6 +426,87 @@ const CONTIGUOUS_64K: &[Case] = &[
         size: 0x4_0000_0000,
         prot: "RC",
         words: &[words(0x4001_0000, 0x11c0, 0x10_bcdc_0000_0fc5, 32, 0x2000_0000)],
+    },
+];
+
+const LPA2_4K: &[Case] = &[
+    // 4K RW CACHE
+    Case {
+        iova: 0xa_9234_5678_9000,
+        phys: 0xa_bcde_f012_3000,
+        size: 0x1000,
+        prot: "RWC",
+        words: &[
+            word(0x4000_0000, 0xa, 0x4000_1003),
+            word(0x4000_1000, 0x124, 0x4000_2003),
+            word(0x4000_2000, 0xd1, 0x4000_3003),
+            word(0x4000_3000, 0xb3, 0x4000_4003),
+            word(0x4000_4000, 0x189, 0x2_bcde_f012_3e47),
+        ],
+    },
+    // 4K RO MMIO
+    Case {
+        iova: 0xa_9234_5678_a000,
+        phys: 0xf_0000_fee0_0000,
+        size: 0x1000,
+        prot: "RM",
+        words: &[word(0x4000_4000, 0x18a, 0x3_0000_fee0_0fcb)],
+    },
+    // 2M RW CACHE
+    Case {
+        iova: 0xa_9234_5780_0000,
+        phys: 0xa_bcde_f020_0000,
+        size: 0x20_0000,
+        prot: "RWC",
+        words: &[word(0x4000_3000, 0xbc, 0x2_bcde_f020_0e45)],
+    },
+    // 1G RO CACHE
+    Case {
+        iova: 0xa_9234_8000_0000,
+        phys: 0x5_bcde_4000_0000,
+        size: 0x4000_0000,
+        prot: "RC",
+        words: &[word(0x4000_2000, 0xd2, 0x1_bcde_4000_0dc5)],
+    },
+    // 512G RW CACHE
+    Case {
+        iova: 0xb_0000_0000_0000,
+        phys: 0xc_0080_0000_0000,
+        size: 0x80_0000_0000,
+        prot: "RWC",
+        words: &[word(0x4000_0000, 0xb, 0x4000_5003), word(0x4000_5000, 0x0, 0x80_0000_0f45)],
+    },
+];
+
+const LPA2_16K: &[Case] = &[
+    // 16K RW CACHE
+    Case {
+        iova: 0xa_9234_5678_c000,
+        phys: 0xa_bcde_f012_4000,
+        size: 0x4000,
+        prot: "RWC",
+        words: &[
+            word(0x4000_0000, 0x15, 0x4000_4003),
+            word(0x4000_4000, 0x123, 0x4000_8003),
+            word(0x4000_8000, 0x22b, 0x4000_c003),
+            word(0x4000_c000, 0x1e3, 0x2_bcde_f012_4e47),
+        ],
+    },
+    // 32M RO CACHE
+    Case {
+        iova: 0xa_9234_5800_0000,
+        phys: 0xa_bcde_f200_0000,
+        size: 0x200_0000,
+        prot: "RC",
+        words: &[word(0x4000_8000, 0x22c, 0x2_bcde_f200_0ec5)],
+    },
+    // 64G RW CACHE
+    Case {
+        iova: 0xb_0010_0000_0000,
+        phys: 0x5_4010_0000_0000,
+        size: 0x10_0000_0000,
+        prot: "RWC",
+        words: &[word(0x4000_0000, 0x16, 0x4001_0003), word(0x4001_0000, 0x1, 0x1_4010_0000_0d45)],
     },
 ];
 
@@ -487,6 +576,8 @@ fn golden_words() {
     check::<ArmLpaeS1<14>>(BASE, &IoPgtableCfg::new(48), PAGE_16K);
     check::<ArmLpaeS1<16>>(BASE, &IoPgtableCfg { oas: 48, ..IoPgtableCfg::new(48) }, PAGE_64K);
     check::<ArmLpaeS1<16>>(BASE, &IoPgtableCfg::new(52), BITS_52);
+    check::<ArmLpa2S1<12>>(BASE, &IoPgtableCfg::new(52), LPA2_4K);
+    check::<ArmLpa2S1<14>>(BASE, &IoPgtableCfg::new(52), LPA2_16K);
     check::<Arm32LpaeS1>(BASE, &IoPgtableCfg::new(32), BITS_32);
 }
 
@@ -499,7 +590,7 @@ fn golden_words_of_quirks() {
 
 #[test]
 fn golden_words_of_the_contiguous_hint() {
-    check::<ArmLpaeS1<12>>(BASE, &IoPgtableCfg::new(48), CONTIGUOUS_4K);
+    check::<ArmLpaeS1<12>>(BASE, &with(48, Quirks::ARM_CONTIGUOUS_1G), CONTIGUOUS_4K);
     check::<ArmLpaeS1<14>>(BASE, &IoPgtableCfg::new(48), CONTIGUOUS_16K);
     check::<ArmLpaeS1<16>>(BASE, &IoPgtableCfg::new(48), CONTIGUOUS_64K);
 }

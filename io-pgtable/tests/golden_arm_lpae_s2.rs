@@ -507,7 +507,7 @@ fn registers_say_what_the_table_is() {
         let Registers::ArmLpaeS2 { vtcr, .. } = table.registers() else { panic!("others'") };
         vtcr
     }
-    let plain = ArmTcr { ps: 5, tg: 0, sh: 3, orgn: 1, irgn: 1, tsz: 16 };
+    let plain = ArmTcr { ps: 5, tg: 0, sh: 3, orgn: 1, irgn: 1, tsz: 16, ds: false };
     assert_eq!(vtcr::<ArmLpaeS2<12>>(48), plain);
     assert_eq!(vtcr::<ArmLpaeS2<14>>(42), ArmTcr { ps: 3, tg: 2, tsz: 22, ..plain });
     assert_eq!(vtcr::<ArmLpaeS2<16>>(52), ArmTcr { ps: 6, tg: 1, tsz: 12, ..plain });

@@ -28,7 +28,7 @@ pub(super) const MIN_TOP_BYTES: usize = 64;
 /// log2 of how many entries with the hint are a page of `level`, the lowest being 1.
 const fn contiguous_bits(granule_shift: u32, level: u32) -> u32 {
     match (granule_shift, level) {
-        (12, 1 | 2) => 4,
+        (12, 1..=3) => 4,
         (14, 1) => 7,
         (14, 2) | (16, 1 | 2) => 5,
         _ => 0,
@@ -38,30 +38,47 @@ const fn contiguous_bits(granule_shift: u32, level: u32) -> u32 {
 /// Pages, blocks, and runs with the hint.
 pub(super) const fn page_sizes(granule_shift: u32) -> PageSizes {
     PageSizes::from_bits(match granule_shift {
-        12 => 1 << 12 | 1 << 16 | 1 << 21 | 1 << 25 | 1 << 30,
-        14 => 1 << 14 | 1 << 21 | 1 << 25 | 1 << 30,
+        12 => 1 << 12 | 1 << 16 | 1 << 21 | 1 << 25 | 1 << 30 | RUN_OF_1G | 1 << 39,
+        14 => 1 << 14 | 1 << 21 | 1 << 25 | 1 << 30 | 1 << 36,
         16 => 1 << 16 | 1 << 21 | 1 << 29 | 1 << 34 | 1 << 42,
         _ => panic!("granules are of 4, 16 and 64 KiB"),
     })
 }
 
-/// Those for physical addresses of so many bits: 4 TiB takes 52.
-pub(super) const fn sizes_for(sizes: PageSizes, output_bits: u32) -> PageSizes {
-    if output_bits < 52 { sizes.intersection(PageSizes::from_bits((1 << 42) - 1)) } else { sizes }
+/// Sixteen blocks of 1 GiB with the hint.
+const RUN_OF_1G: u64 = 1 << 34;
+/// BITS of a table with LPA2 ("large physical addresses"): 52 bits with granules of 4 and 16 KiB.
+pub(super) const LPA2: u32 = 52;
+
+/// Those of a configuration: 4 TiB takes physical addresses of 52 bits, 64 and 512 GiB take LPA2, a run of 1 GiB is asked for.
+pub(super) fn sizes_for(granule_shift: u32, bits: u32, output_bits: u32, quirks: Quirks) -> PageSizes {
+    let largest = match granule_shift {
+        _ if bits == LPA2 => 1 << 39,
+        16 if output_bits == 52 => 1 << 42,
+        _ => 1 << 34,
+    };
+    let with_run = granule_shift != 12 || quirks.contains(Quirks::ARM_CONTIGUOUS_1G);
+    let left_out = if with_run { 0 } else { RUN_OF_1G };
+    let sizes = PageSizes::from_bits((2 * largest - 1) & !left_out);
+    page_sizes(granule_shift).intersection(sizes)
 }
 
-/// Bits of an address, of either kind: 52 only with granules of 64 KiB.
+/// Bits of an address, of either kind: 52 only with granules of 64 KiB, or with LPA2.
 pub(super) const fn address_bits(granule_shift: u32, bits: u32) -> u32 {
     match (bits, granule_shift) {
         (32, _) => 40,
-        (_, 16) => 52,
+        (LPA2, _) | (_, 16) => 52,
         _ => 48,
     }
 }
 
-/// The highest level of a top: what ARM calls 0, or 1.
+/// The highest level of a top: what ARM calls 0, or 1, or -1.
 pub(super) const fn max_level(granule_shift: u32, bits: u32) -> u32 {
-    if granule_shift == 16 || bits == 32 { 3 } else { 4 }
+    match (granule_shift, bits) {
+        (16, _) | (_, 32) => 3,
+        (12, LPA2) => 5,
+        _ => 4,
+    }
 }
 
 /// An address in its place: granules of 64 KiB have bits 51:48 at 15:12.
@@ -77,6 +94,19 @@ pub(super) const fn address_field(granule_shift: u32, phys: PhysAddr) -> u64 {
 pub(super) const fn address(granule_shift: u32, entry: u64) -> PhysAddr {
     let low = entry & 0x0000_ffff_ffff_f000;
     PhysAddr::new(if granule_shift == 16 { low & !0xf000 | (low & 0xf000) << 36 } else { low })
+}
+
+/// The same with LPA2, which has bits 51:50 at 9:8.
+#[inline]
+pub(super) const fn lpa2_address_field(phys: PhysAddr) -> u64 {
+    let phys = phys.get();
+    phys & 0x0003_ffff_ffff_f000 | phys >> 42 & 0x300
+}
+
+/// The address of such an entry.
+#[inline]
+pub(super) const fn lpa2_address(entry: u64) -> PhysAddr {
+    PhysAddr::new(entry & 0x0003_ffff_ffff_f000 | (entry & 0x300) << 42)
 }
 
 /// What a leaf of `level` has of its kind: page or block, alone or one of several.
@@ -103,7 +133,7 @@ pub(super) const fn shareability(cached: bool) -> u64 {
 ///
 /// # Errors
 /// [`CfgError::InputSize`], [`CfgError::OutputSize`], [`CfgError::Quirks`].
-pub(super) fn tcr(cfg: &IoPgtableCfg, output_bits: u32, tg: u8) -> Result<ArmTcr, CfgError> {
+pub(super) fn tcr(cfg: &IoPgtableCfg, output_bits: u32, tg: u8, ds: bool) -> Result<ArmTcr, CfgError> {
     // TxSZ is 39 at most.
     if cfg.ias < 25 {
         return Err(CfgError::InputSize);
@@ -116,5 +146,5 @@ pub(super) fn tcr(cfg: &IoPgtableCfg, output_bits: u32, tg: u8) -> Result<ArmTcr
         (true, false) => (3, 1, 1),
         (false, outer_cached) => (2, 0, u8::from(outer_cached)),
     };
-    Ok(ArmTcr { ps: ps as u8, tg, sh, orgn, irgn, tsz: (64 - cfg.ias) as u8 })
+    Ok(ArmTcr { ps: ps as u8, tg, sh, orgn, irgn, tsz: (64 - cfg.ias) as u8, ds })
 }

@@ -68,13 +68,15 @@ impl<const GRANULE_SHIFT: u32, const BITS: u32> Format for ArmLpaeS2<GRANULE_SHI
     const FLUSHED: u64 = arm_lpae::FLUSHED;
 
     fn new(cfg: &IoPgtableCfg) -> Result<(Self, Shape), CfgError> {
-        cfg.check(Quirks::ARM_S2FWB)?;
+        let mut known = Quirks::ARM_S2FWB;
+        known.set(Quirks::ARM_CONTIGUOUS_1G, GRANULE_SHIFT == 12 && BITS == 64);
+        cfg.check(known)?;
         if cfg.ias > Self::OUTPUT_BITS {
             return Err(CfgError::InputSize);
         }
         let mut shape = Shape::of::<Self>(cfg.ias, Upper::Zero)?;
         shape.output_bits = Self::OUTPUT_BITS.min(cfg.oas);
-        shape.page_sizes = arm_lpae::sizes_for(shape.page_sizes, shape.output_bits);
+        shape.page_sizes = arm_lpae::sizes_for(GRANULE_SHIFT, BITS, shape.output_bits, cfg.quirks);
         if !Self::starts_at(shape.level, shape.output_bits) {
             if shape.top_bits > CONCATENATED_BITS {
                 return Err(CfgError::InputSize);
@@ -88,7 +90,7 @@ impl<const GRANULE_SHIFT: u32, const BITS: u32> Format for ArmLpaeS2<GRANULE_SHI
             _ => 2,
         };
         let cached = if cfg.quirks.contains(Quirks::ARM_S2FWB) { FORCE_WRITE_BACK } else { WRITE_BACK };
-        Ok((Self { cached, vtcr: arm_lpae::tcr(cfg, shape.output_bits, tg)? }, shape))
+        Ok((Self { cached, vtcr: arm_lpae::tcr(cfg, shape.output_bits, tg, false)? }, shape))
     }
 
     #[inline]

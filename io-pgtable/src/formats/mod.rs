@@ -12,7 +12,7 @@ mod vtdss;
 mod x86_64;
 
 pub use amdv1::AmdV1;
-pub use arm_lpae_s1::{Arm32LpaeS1, ArmLpaeS1};
+pub use arm_lpae_s1::{Arm32LpaeS1, ArmLpa2S1, ArmLpaeS1};
 pub use arm_lpae_s2::{Arm32LpaeS2, ArmLpaeS2};
 pub use arm_v7s::ArmV7s;
 pub use dart::{Dart, Dart1, Dart2};
@@ -43,6 +43,8 @@ pub enum IoPgtableFmt {
     RiscV,
     /// [`ArmLpaeS1`] (`ARM_64_LPAE_S1`). Its granule is the smallest of 4, 16 and 64 KiB that the configuration has.
     Arm64LpaeS1,
+    /// [`ArmLpa2S1`]. Its granule is 4 KiB if the configuration has them, else 16 KiB.
+    Arm64Lpa2S1,
     /// [`ArmLpaeS2`] (`ARM_64_LPAE_S2`), the granule as for stage 1.
     Arm64LpaeS2,
     /// [`Arm32LpaeS1`] (`ARM_32_LPAE_S1`).
@@ -79,6 +81,8 @@ pub fn alloc_io_pgtable_ops(
         (IoPgtableFmt::Arm64LpaeS1, Some(14)) => boxed::<ArmLpaeS1<14>>(parts, cfg),
         (IoPgtableFmt::Arm64LpaeS1, Some(16)) => boxed::<ArmLpaeS1<16>>(parts, cfg),
         (IoPgtableFmt::Arm64LpaeS1, _) => boxed::<ArmLpaeS1<12>>(parts, cfg),
+        (IoPgtableFmt::Arm64Lpa2S1, Some(12)) => boxed::<ArmLpa2S1<12>>(parts, cfg),
+        (IoPgtableFmt::Arm64Lpa2S1, _) => boxed::<ArmLpa2S1<14>>(parts, cfg),
         (IoPgtableFmt::Arm64LpaeS2, Some(14)) => boxed::<ArmLpaeS2<14>>(parts, cfg),
         (IoPgtableFmt::Arm64LpaeS2, Some(16)) => boxed::<ArmLpaeS2<16>>(parts, cfg),
         (IoPgtableFmt::Arm64LpaeS2, _) => boxed::<ArmLpaeS2<12>>(parts, cfg),

@@ -13,6 +13,11 @@ pub(crate) fn stage1<const G: u32>(arena: &Arena, root: Root, cfg: &IoPgtableCfg
     look(&Regime::stage1(G, cfg, 64), arena, root, iova)
 }
 
+/// Stage 1 with LPA2 (TCR.DS), with a granule of 2^`G` bytes.
+pub(crate) fn stage1_lpa2<const G: u32>(arena: &Arena, root: Root, cfg: &IoPgtableCfg, iova: u64) -> Looked {
+    look(&Regime::stage1(G, cfg, 52), arena, root, iova)
+}
+
 /// Stage 1 of 32 bits.
 pub(crate) fn stage1_of_32(arena: &Arena, root: Root, cfg: &IoPgtableCfg, iova: u64) -> Looked {
     look(&Regime::stage1(12, cfg, 32), arena, root, iova)
@@ -33,7 +38,9 @@ struct Regime {
     granule: u32,
     input: u32,
     output: u32,
-    start: u32,
+    start: i32,
+    /// TCR.DS.
+    lpa2: bool,
     second_stage: bool,
     upper_half: bool,
     /// HA and HD.
@@ -44,7 +51,7 @@ impl Regime {
     fn of(granule: u32, cfg: &IoPgtableCfg, bits: u32) -> Self {
         let most = if bits == 32 {
             40
-        } else if granule == 16 {
+        } else if granule == 16 || bits == 52 {
             52
         } else {
             48
@@ -54,6 +61,7 @@ impl Regime {
             input: cfg.ias,
             output: cfg.oas.min(most),
             start: 0,
+            lpa2: bits == 52,
             second_stage: false,
             upper_half: cfg.quirks.contains(Quirks::ARM_TTBR1),
             hardware_updates: cfg.quirks.contains(Quirks::ARM_HD),
@@ -85,22 +93,26 @@ impl Regime {
     }
 
     /// The level whose single table holds all of the address.
-    fn natural_start(&self) -> u32 {
-        (0..=3).rev().find(|level| self.index_bits(*level) <= self.granule - 3).expect("a level")
+    fn natural_start(&self) -> i32 {
+        (-1..=3).rev().find(|level| self.index_bits(*level) <= self.granule - 3).expect("a level")
     }
 
     /// The lowest address bit that an entry of a level looks at.
-    fn shift(&self, level: u32) -> u32 {
-        self.granule + (self.granule - 3) * (3 - level)
+    fn shift(&self, level: i32) -> u32 {
+        self.granule + (self.granule - 3) * (3 - level) as u32
     }
 
     /// Index bits of a level when a walk starts there.
-    fn index_bits(&self, level: u32) -> u32 {
+    fn index_bits(&self, level: i32) -> u32 {
         self.input.saturating_sub(self.shift(level))
     }
 
     /// OA of a block or page, or a table's address.
     fn address(&self, entry: u64) -> u64 {
+        if self.lpa2 {
+            // Bits 9:8 are the address's 51:50, bits 49:48 are in place.
+            return (entry & 0x3_ffff_ffff_f000) + ((entry >> 8 & 3) << 50);
+        }
         let plain = entry & 0xffff_ffff_f000;
         if self.granule < 16 {
             return plain;
@@ -110,7 +122,7 @@ impl Regime {
     }
 
     /// How many entries a run with the contiguous hint has.
-    fn run(&self, level: u32) -> u64 {
+    fn run(&self, level: i32) -> u64 {
         match (self.granule, level) {
             (12, _) => 16,
             (14, 3) => 128,
@@ -120,7 +132,7 @@ impl Regime {
 }
 
 fn look(regime: &Regime, arena: &Arena, root: Root, iova: u64) -> Looked {
-    assert_eq!(4 - root.level, regime.start, "hardware starts elsewhere");
+    assert_eq!(4 - root.level as i32, regime.start, "hardware starts elsewhere");
     // All bits above the input size are zeros, or ones.
     let above = iova >> regime.input;
     if above != if regime.upper_half { u64::MAX >> regime.input } else { 0 } {
@@ -155,8 +167,8 @@ fn look(regime: &Regime, arena: &Arena, root: Root, iova: u64) -> Looked {
             continue;
         }
         let is_block_level = match regime.granule {
-            12 => level == 1 || level == 2,
-            14 => level == 2,
+            12 => level == 1 || level == 2 || level == 0 && regime.lpa2,
+            14 => level == 2 || level == 1 && regime.lpa2,
             _ => level == 2 || level == 1 && regime.output == 52,
         };
         if (level == 3) != (entry & 2 != 0) || level < 3 && !is_block_level {
@@ -184,14 +196,16 @@ fn look(regime: &Regime, arena: &Arena, root: Root, iova: u64) -> Looked {
 
 /// Bytes that a TLB may keep as one: all of a run when each of its entries has the hint, the same attributes, and the next address
 /// from an aligned one on. Else the hint is worth nothing.
-fn reach(regime: &Regime, arena: &Arena, table: u64, index: u64, level: u32) -> u64 {
+fn reach(regime: &Regime, arena: &Arena, table: u64, index: u64, level: i32) -> u64 {
     let size = 1u64 << regime.shift(level);
     let count = regime.run(level);
     let first = index / count * count;
     let base = regime.address(arena.read(table + 8 * first));
     // Hardware marks any entry of a run as used or written.
     let marks = if regime.hardware_updates { 0x480 } else { 0 };
-    let attributes = |entry: u64| (entry >> 50, entry & 0xfff & !marks);
+    // With LPA2 bits 9:8 are the address's.
+    let low = if regime.lpa2 { 0xcff } else { 0xfff };
+    let attributes = |entry: u64| (entry >> 50, entry & low & !marks);
     let expected = attributes(arena.read(table + 8 * index));
     let whole = (0..count).all(|n| {
         let entry = arena.read(table + 8 * (first + n));
