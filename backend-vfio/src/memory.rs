@@ -10,6 +10,7 @@ use platform::{
     CacheMaintenance, Clock, Extent, FrameRequest, Frames, Instant, OutOfFrames, PhysAddr, Window,
 };
 use rustix::mm::{MapFlags, ProtFlags, mmap_anonymous, munmap};
+use rustix::system::sysinfo;
 
 const HUGE: usize = 2 << 20;
 
@@ -25,6 +26,12 @@ impl ProcessPlatform {
     /// With nothing handed out.
     pub fn new() -> Self {
         Self { clock: StdClock::new(), live: Mutex::default() }
+    }
+
+    /// Bytes of memory that the system has.
+    pub fn memory(&self) -> u64 {
+        let info = sysinfo();
+        info.totalram as u64 * u64::from(info.mem_unit)
     }
 
     /// Bytes handed out now.

@@ -40,6 +40,7 @@ impl Config {
 pub struct Vfio {
     iommu: Arc<Iommu>,
     driver: Arc<Type1>,
+    topology: Topology,
     platform: Arc<ProcessPlatform>,
     bounce: Arc<Swiotlb>,
 }
@@ -50,12 +51,14 @@ impl Vfio {
     /// # Errors
     /// [`VfioError`] of the first device that cannot be had, with the reason.
     pub fn open(config: Config) -> Result<Self, VfioError> {
+        let host = config.host.clone();
         let driver = Arc::new(Type1::new(config.host));
         let mut topology = Topology::new();
         for &address in &config.devices {
             driver.claim(address)?;
-            // Which devices belong together the kernel says, so nothing else of them is of interest.
-            topology.insert(Node::new(address));
+            // Which devices belong together the kernel says, so what stands above them is of no interest.
+            let class = host.number(address, "class").unwrap_or(0);
+            topology.insert(Node { class, ..Node::new(address) });
         }
         let platform = Arc::new(ProcessPlatform::new());
         let dyn_platform: Arc<dyn Platform> = platform.clone();
@@ -66,12 +69,17 @@ impl Vfio {
         let iommu = Arc::new(Iommu::new(dyn_platform, Settings::default(), Some(Arc::clone(&bounce))));
         iommu.register(driver.clone());
         iommu.probe(&topology, |_| false)?;
-        Ok(Self { iommu, driver, platform, bounce })
+        Ok(Self { iommu, driver, topology, platform, bounce })
     }
 
     /// The core: groups, their domains, statistics.
     pub fn iommu(&self) -> &Arc<Iommu> {
         &self.iommu
+    }
+
+    /// The devices that were taken.
+    pub fn topology(&self) -> &Topology {
+        &self.topology
     }
 
     /// Memory and time of this process.

@@ -15,6 +15,17 @@ pub enum BackendError {
         /// What there is.
         known: String,
     },
+    /// The disk is a file where the machine's is a controller, or the other way round.
+    #[error("the disk of the machine {backend:?} is {wanted}")]
+    Disk {
+        /// Which machine.
+        backend: &'static str,
+        /// What its disk is.
+        wanted: &'static str,
+    },
+    /// No device of the machine can be told to read and write anywhere.
+    #[error("the machine {0:?} has no device that goes wherever it is told")]
+    NoRogue(&'static str),
     /// The machine has no IOMMU, so there are no domains whose type could be chosen.
     #[error("the machine {0:?} has no IOMMU, so it has no domain types")]
     NoDomains(&'static str),

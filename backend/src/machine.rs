@@ -46,7 +46,7 @@ pub trait Backend: Send + Sync {
     /// [`Backend::bind`] or [`Backend::trust`], whichever the machine allows.
     ///
     /// # Errors
-    /// [`BackendError::Device`] when somebody else has it.
+    /// [`BackendError::NoRogue`] on a machine that has none; [`BackendError::Device`] when somebody else has it.
     fn rogue(&self) -> Result<Box<dyn Bench>, BackendError>;
 
     /// How far the device of [`Backend::rogue`] is confined.

@@ -23,6 +23,7 @@ struct Qemu {
 
 pub(crate) fn open(options: &Options) -> Result<Box<dyn Backend>, BackendError> {
     let settings = settings::of(options)?;
+    let (path, writable) = options.disk.file(NAME)?;
     let program = match Program::find(Emulator::X86_64) {
         // Whoever has named one wants that one.
         Err(error @ ProgramError::NotFound(_)) if !Program::is_demanded() => {
@@ -33,7 +34,7 @@ pub(crate) fn open(options: &Options) -> Result<Box<dyn Backend>, BackendError> 
     let config = Config::q35()
         .program(program)
         .settings(settings)
-        .nvme(DISK.id.device(), &options.disk, options.disk_writable)
+        .nvme(DISK.id.device(), path, writable)
         .edu(ROGUE.id.device());
     let machine = QemuMachine::start(config).map_err(|error| BackendError::Start(Box::new(error)))?;
     let group = machine.group(DISK).map_err(|error| device_error(DISK, error))?;

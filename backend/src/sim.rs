@@ -24,7 +24,8 @@ struct Sim {
 #[cfg(feature = "sim")]
 pub(crate) fn open(options: &Options) -> Result<Box<dyn Backend>, BackendError> {
     let settings = settings::of(options)?;
-    boot("sim", Config { settings, ..config(options) })
+    let name = "sim";
+    boot(name, Config { settings, ..config(name, options)? })
 }
 
 /// Without it.
@@ -34,11 +35,12 @@ pub(crate) fn open_without_iommu(options: &Options) -> Result<Box<dyn Backend>, 
     if options.domain_type.is_some() {
         return Err(BackendError::NoDomains(NAME));
     }
-    boot(NAME, config(options).without_iommu())
+    boot(NAME, config(NAME, options)?.without_iommu())
 }
 
-fn config(options: &Options) -> Config {
-    Config { disk_writable: options.disk_writable, queues: options.queues, ..Config::new(&options.disk) }
+fn config(name: &'static str, options: &Options) -> Result<Config, BackendError> {
+    let (path, disk_writable) = options.disk.file(name)?;
+    Ok(Config { disk_writable, queues: options.queues, ..Config::new(path) })
 }
 
 fn boot(name: &'static str, config: Config) -> Result<Box<dyn Backend>, BackendError> {

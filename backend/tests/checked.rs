@@ -55,7 +55,7 @@ fn use_the_disk(device: Device, machine: &dyn Backend, function: Arc<dyn platfor
 fn runs_clean(name: &str, domain_type: Option<DomainType>) -> bool {
     let disk = NamedTempFile::new().unwrap();
     disk.as_file().set_len(BLOCKS * BLOCK as u64).unwrap();
-    let options = Options { disk: disk.path().into(), disk_writable: true, queues: 2, domain_type };
+    let options = Options { disk: common::file(&disk, true), queues: 2, domain_type };
     let machine = match backend::open(Some(name), &options) {
         Ok(machine) => machine,
         Err(BackendError::DomainType(_) | BackendError::NoDomains(_)) => return false,

@@ -5,12 +5,14 @@ mod common;
 use std::collections::BTreeSet;
 use std::process::Command;
 
-use backend::{Backend, BackendError, DomainType, Options};
+use backend::{Backend, BackendError, Disk, DomainType, Options};
+use platform::pci::PciAddress;
 
-const ALL: [(&str, bool); 3] = [
+const ALL: [(&str, bool); 4] = [
     ("sim", cfg!(feature = "sim")),
     ("swiotlb", cfg!(feature = "swiotlb")),
     ("qemu", cfg!(feature = "qemu")),
+    ("vfio", cfg!(feature = "vfio")),
 ];
 
 fn built_in() -> Vec<&'static str> {
@@ -21,7 +23,7 @@ fn built_in() -> Vec<&'static str> {
 fn options(domain_type: Option<DomainType>) -> (tempfile::NamedTempFile, Options) {
     let disk = tempfile::NamedTempFile::new().unwrap();
     disk.as_file().set_len(512).unwrap();
-    let options = Options { disk: disk.path().into(), disk_writable: false, queues: 1, domain_type };
+    let options = Options { disk: common::file(&disk, false), queues: 1, domain_type };
     (disk, options)
 }
 
@@ -50,10 +52,13 @@ fn names_are_in_the_documented_order() {
 
 #[test]
 fn the_first_name_is_the_default() {
-    let opened = open(None, None);
-    match common::names().first() {
-        Some(first) => assert_eq!(opened.unwrap().name(), *first),
-        None => assert!(matches!(opened, Err(BackendError::Unknown { .. }))),
+    let first = built_in().first().copied();
+    match open(None, None) {
+        Ok(machine) => assert_eq!(Some(machine.name()), first),
+        Err(BackendError::Unknown { .. }) => assert_eq!(first, None),
+        Err(BackendError::Absent(_)) => assert_eq!(first, Some("qemu")),
+        Err(BackendError::Disk { backend, .. }) => assert_eq!(Some(backend), first),
+        Err(error) => panic!("{first:?}: {error}"),
     }
 }
 
@@ -105,8 +110,42 @@ fn a_disk_that_is_not_there_is_no_machine() {
 }
 
 #[test]
+fn a_controller_of_the_host_is_no_disk_of_an_emulated_machine() {
+    let (_file, options) = options(None);
+    let options = Options { disk: Disk::Controller(PciAddress::new(0, 0, 4, 0)), ..options };
+    for name in common::names() {
+        let Err(BackendError::Disk { backend, wanted }) = backend::open(Some(name), &options) else {
+            panic!("{name} takes a controller of the host");
+        };
+        assert_eq!((backend, wanted), (name, "a file"));
+    }
+}
+
+#[test]
+#[cfg(feature = "vfio")]
+fn the_host_has_controllers_and_no_files() {
+    let (_file, options) = options(None);
+    let Err(error) = backend::open(Some("vfio"), &options) else { panic!("a file is a controller") };
+    let said = "the disk of the machine \"vfio\" is the PCI address of an NVMe controller";
+    assert_eq!(error.to_string(), said);
+    // A bus that no host has.
+    let nowhere = PciAddress::new(0xffff, 0xff, 31, 7);
+    let options = Options { disk: Disk::Controller(nowhere), ..options };
+    assert!(
+        matches!(backend::open(Some("vfio"), &options), Err(BackendError::NoSuchFunction(address)) if address == nowhere)
+    );
+    for domain_type in [DomainType::DmaFq, DomainType::Identity] {
+        let options = Options { domain_type: Some(domain_type), ..options.clone() };
+        assert!(
+            matches!(backend::open(Some("vfio"), &options), Err(BackendError::DomainType(wrong)) if wrong == domain_type)
+        );
+    }
+}
+
+#[test]
 fn without_a_feature_no_machine_is_linked() {
-    const MACHINES: [&str; 4] = ["backend-sim", "backend-qemu", "sim-hardware", "amd-vi"];
+    const MACHINES: [&str; 6] =
+        ["backend-sim", "backend-qemu", "backend-vfio", "sim-hardware", "amd-vi", "io-pgtable"];
     let bare = linked("");
     assert!(bare.iter().any(|package| package == "iommu-core"), "{bare:?}");
     let machines = |features: &str| {
@@ -116,7 +155,9 @@ fn without_a_feature_no_machine_is_linked() {
     assert!(machines("").is_empty());
     // The two features are two ways to switch on one machine.
     for feature in ["sim", "swiotlb"] {
-        assert_eq!(machines(feature), ["amd-vi", "backend-sim", "sim-hardware"]);
+        assert_eq!(machines(feature), ["amd-vi", "backend-sim", "io-pgtable", "sim-hardware"]);
     }
-    assert_eq!(machines("qemu"), ["amd-vi", "backend-qemu"]);
+    assert_eq!(machines("qemu"), ["amd-vi", "backend-qemu", "io-pgtable"]);
+    // On the host's own devices the kernel has the page tables.
+    assert_eq!(machines("vfio"), ["backend-vfio"]);
 }

@@ -2,15 +2,21 @@
 
 use std::io::Write as _;
 
-use backend::{BackendError, DomainType, Options};
+use backend::{BackendError, Disk, DomainType, Options};
+use tempfile::NamedTempFile;
 
-/// Every backend of this build that this host has what it takes for. What is left out is said.
+/// A file as a machine's disk.
+pub(crate) fn file(disk: &NamedTempFile, writable: bool) -> Disk {
+    Disk::File { path: disk.path().into(), writable }
+}
+
+/// Every backend of this build whose disk is a file and that this host has what it takes for. What is left out is said.
 pub(crate) fn names() -> Vec<&'static str> {
-    let disk = tempfile::NamedTempFile::new().unwrap();
+    let disk = NamedTempFile::new().unwrap();
     disk.as_file().set_len(512).unwrap();
-    let options = Options { disk: disk.path().into(), disk_writable: false, queues: 1, domain_type: None };
+    let options = Options { disk: file(&disk, false), queues: 1, domain_type: None };
     let is_there = |name: &&str| match backend::open(Some(name), &options) {
-        Err(BackendError::Absent(why)) => {
+        Err(why @ (BackendError::Absent(_) | BackendError::Disk { .. })) => {
             // Not by `eprintln`, which the test harness swallows when a test passes.
             let _ = writeln!(std::io::stderr(), "not run: backend {name}: {why}");
             false

@@ -1,6 +1,6 @@
 //! The file that is the disk.
 
-use std::fs::{self, File};
+use std::fs;
 use std::io::{self, Read, Write};
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
@@ -31,7 +31,7 @@ pub(crate) enum DiskError {
 
 /// The disk, as a file on the host.
 #[derive(Debug)]
-pub(crate) struct Disk {
+pub(crate) struct File {
     /// What the machine gets: the user's file, the seeded image, or a scratch copy of either.
     pub(crate) path: PathBuf,
     /// What a person calls it.
@@ -44,7 +44,7 @@ pub(crate) struct Disk {
     _folder: Option<TempDir>,
 }
 
-impl Disk {
+impl File {
     /// The file at `path`, or a seeded image. With `write` the machine gets a copy that it may change.
     pub(crate) fn prepare(path: Option<&Path>, write: bool) -> Result<Self, DiskError> {
         match path {
@@ -73,7 +73,7 @@ impl Disk {
     /// The SHA-256 of the file as the host reads it.
     pub(crate) fn host_sha256(&self) -> Result<[u8; 32], DiskError> {
         let unreadable = |error| DiskError::Unreadable(self.path.clone(), error);
-        let mut file = File::open(&self.path).map_err(unreadable)?;
+        let mut file = fs::File::open(&self.path).map_err(unreadable)?;
         let mut hash = Sha256::new();
         let mut piece = vec![0; 1 << 20];
         let bar = bar("hashing", self.len);
@@ -95,7 +95,7 @@ impl Disk {
         expected: impl Fn(u64, &mut [u8]),
     ) -> Result<bool, DiskError> {
         let unreadable = |error| DiskError::Unreadable(self.path.clone(), error);
-        let file = File::open(&self.path).map_err(unreadable)?;
+        let file = fs::File::open(&self.path).map_err(unreadable)?;
         let mut found = vec![0; 1 << 20];
         let mut wanted = vec![0; 1 << 20];
         let mut at = 0;
@@ -122,7 +122,7 @@ fn check(path: &Path) -> Result<u64, DiskError> {
     if !metadata.is_file() {
         return Err(DiskError::NotRegular(path.into()));
     }
-    File::open(path).map_err(unreadable)?;
+    fs::File::open(path).map_err(unreadable)?;
     if metadata.len() < BLOCK {
         return Err(DiskError::TooSmall(path.into(), metadata.len()));
     }
@@ -131,9 +131,9 @@ fn check(path: &Path) -> Result<u64, DiskError> {
 
 fn copy_with_progress(from: &Path, to: &Path, len: u64) -> Result<(), DiskError> {
     let bar = bar("copying", len);
-    let file = File::open(from).map_err(|error| DiskError::Unreadable(from.into(), error))?;
+    let file = fs::File::open(from).map_err(|error| DiskError::Unreadable(from.into(), error))?;
     let mut from = io::BufReader::with_capacity(1 << 20, file);
-    let copied = File::create(to).and_then(|copy| io::copy(&mut from, &mut bar.wrap_write(copy)));
+    let copied = fs::File::create(to).and_then(|copy| io::copy(&mut from, &mut bar.wrap_write(copy)));
     copied.map_err(|error| DiskError::Unwritable(to.into(), error))?;
     bar.finish_and_clear();
     Ok(())
@@ -145,7 +145,7 @@ fn folder() -> Result<TempDir, DiskError> {
 
 /// Fills a new file with numbers that look random and are the same in every run.
 fn seed(path: &Path) -> io::Result<()> {
-    let mut file = io::BufWriter::with_capacity(1 << 20, File::create(path)?);
+    let mut file = io::BufWriter::with_capacity(1 << 20, fs::File::create(path)?);
     let mut state = 0x0123_4567_89ab_cdef_u64;
     for _ in 0..SEEDED_LEN / 8 {
         file.write_all(&xorshift(&mut state).to_le_bytes())?;

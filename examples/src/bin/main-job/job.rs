@@ -2,7 +2,7 @@
 
 use std::sync::{Arc, Mutex};
 
-use backend::{Backend, BackendError, DomainType};
+use backend::{Backend, BackendError, Disk, DomainType};
 use dma_api::Device;
 use nvme_driver::{Controller, NvmeError};
 use platform::pci::Function;
@@ -10,7 +10,7 @@ use platform::trace;
 use sha2::{Digest, Sha256};
 
 use crate::chain::{Chain, chains};
-use crate::disk::{Disk, DiskError, pattern};
+use crate::disk::{DiskError, File, pattern};
 use crate::options::{Domain, Options};
 use crate::progress::bar;
 use crate::report::{DiskReport, Report};
@@ -43,16 +43,18 @@ pub(crate) enum JobError {
 
 /// Does the job and says how it went.
 pub(crate) fn run(options: &Options) -> Result<Report, JobError> {
-    let disk = Disk::prepare(options.disk.as_deref(), options.write)?;
-    let host_sha256 = disk.host_sha256()?;
+    let (file, disk) = match options.device {
+        Some(address) => (None, Disk::Controller(address)),
+        None => {
+            let file = File::prepare(options.disk.as_deref(), options.write)?;
+            let disk = Disk::File { path: file.path.clone(), writable: file.writable };
+            (Some(file), disk)
+        }
+    };
+    let host_sha256 = file.as_ref().map(File::host_sha256).transpose()?;
     let machine = backend::open(
         options.backend.as_deref(),
-        &backend::Options {
-            disk: disk.path.clone(),
-            disk_writable: disk.writable,
-            queues: options.queues,
-            domain_type: options.domain.map(domain_type),
-        },
+        &backend::Options { disk, queues: options.queues, domain_type: options.domain.map(domain_type) },
     )?;
     let (function, device) = bind_disk(&*machine)?;
     let device = Arc::new(device);
@@ -65,9 +67,12 @@ pub(crate) fn run(options: &Options) -> Result<Report, JobError> {
     first?;
     events.extend(more);
 
-    let (read, sha256) = read_disk(&controller, &mut mover, &disk)?;
-    let small = read_small(&controller, &mut mover, &disk)?;
-    let written = if disk.writable { Some(write_disk(&controller, &mut mover, &disk)?) } else { None };
+    let on_controller = controller.namespace().blocks * controller.namespace().block_size as u64;
+    let len = file.as_ref().map_or(on_controller, |file| file.len);
+    let (read, sha256) = read_disk(&controller, &mut mover, len)?;
+    let small = read_small(&controller, &mut mover, len)?;
+    let writable = file.as_ref().filter(|file| file.writable);
+    let written = writable.map(|file| write_disk(&controller, &mut mover, file)).transpose()?;
     drop(mover);
     let info = controller.info().clone();
     let namespace = controller.namespace();
@@ -75,13 +80,16 @@ pub(crate) fn run(options: &Options) -> Result<Report, JobError> {
     drop(controller);
     drop(device);
 
-    let rogue = rogue::show(&*machine)?;
+    let rogue = match rogue::show(&*machine) {
+        Err(RogueError::Backend(BackendError::NoRogue(_))) => None,
+        shown => Some(shown?),
+    };
     Ok(Report {
         backend: machine.name(),
         machine: machine.description(),
         disk: DiskReport {
-            name: disk.name.clone(),
-            len: disk.len,
+            name: file.map_or_else(|| machine.disk().to_string(), |file| file.name.clone()),
+            len,
             model: info.model,
             blocks: namespace.blocks,
             block_size: namespace.block_size,
@@ -120,11 +128,11 @@ fn first_chains(events: &[trace::Event], count: Option<usize>) -> Vec<Chain> {
     chains(events).into_iter().take(count.unwrap_or(0)).collect()
 }
 
-/// Reads the whole disk and hashes as much of it as the file has; the last block may be padded.
+/// Reads the whole disk and hashes `disk_len` bytes of it: all that a file has, whose last block may be padded.
 fn read_disk(
     controller: &Controller,
     mover: &mut Mover<'_>,
-    disk: &Disk,
+    disk_len: u64,
 ) -> Result<(Tally, [u8; 32]), JobError> {
     let namespace = controller.namespace();
     let chunk = CHUNK.min(controller.max_transfer());
@@ -140,7 +148,7 @@ fn read_disk(
         let mut kept = kept.into_inner().unwrap_or_else(std::sync::PoisonError::into_inner);
         kept.sort_unstable_by_key(|&(at, _)| at);
         for (at, buffer) in &kept {
-            let in_file = disk.len.saturating_sub(*at).min(buffer.len() as u64) as usize;
+            let in_file = disk_len.saturating_sub(*at).min(buffer.len() as u64) as usize;
             hash.update(&buffer[..in_file]);
         }
         mover.recycle(kept.into_iter().map(|(_, buffer)| buffer));
@@ -151,9 +159,9 @@ fn read_disk(
     Ok((tally, hash.finalize().into()))
 }
 
-fn read_small(controller: &Controller, mover: &mut Mover<'_>, disk: &Disk) -> Result<Tally, JobError> {
+fn read_small(controller: &Controller, mover: &mut Mover<'_>, len: u64) -> Result<Tally, JobError> {
     let block_size = controller.namespace().block_size as u64;
-    let whole_blocks = disk.len / block_size * block_size;
+    let whole_blocks = len / block_size * block_size;
     let chunk = SMALL_CHUNK.max(block_size as usize);
     Ok(mover.run(Stretch { start: 0, len: whole_blocks.min(SMALL_TOTAL), chunk }, &Move::Read)?)
 }
@@ -168,9 +176,9 @@ pub(crate) struct Written {
     pub(crate) on_host: bool,
 }
 
-fn write_disk(controller: &Controller, mover: &mut Mover<'_>, disk: &Disk) -> Result<Written, JobError> {
+fn write_disk(controller: &Controller, mover: &mut Mover<'_>, file: &File) -> Result<Written, JobError> {
     let block_size = controller.namespace().block_size as u64;
-    let len = (disk.len / block_size * block_size).min(WRITE_TOTAL);
+    let len = (file.len / block_size * block_size).min(WRITE_TOTAL);
     let stretch = Stretch { start: 0, len, chunk: CHUNK.min(controller.max_transfer()) };
     let bar = bar("writing", len);
     let written = |at: u64, bytes: &mut [u8]| {
@@ -195,5 +203,5 @@ fn write_disk(controller: &Controller, mover: &mut Mover<'_>, disk: &Disk) -> Re
         mover.recycle(kept.into_iter().map(|(_, buffer)| buffer));
         start += window.len;
     }
-    Ok(Written { tally, read_back, on_host: disk.host_compare(len, pattern)? })
+    Ok(Written { tally, read_back, on_host: file.host_compare(len, pattern)? })
 }

@@ -2,7 +2,9 @@
 
 use std::path::PathBuf;
 
+use backend_vfio::parse_address;
 use clap::{Parser, ValueEnum};
+use platform::pci::PciAddress;
 
 /// Boots a machine, runs a real NVMe driver on it behind its IOMMU, and shows that a rogue device gets nowhere.
 ///
@@ -14,6 +16,10 @@ pub(crate) struct Options {
     /// The disk: any file. Without it a seeded image of 64 MiB is made in a temporary folder
     #[arg(long, value_name = "PATH")]
     pub(crate) disk: Option<PathBuf>,
+
+    /// The disk of the backend "vfio": the PCI address of an NVMe controller that is bound to vfio-pci. It is only read
+    #[arg(long, value_name = "ADDRESS", conflicts_with_all = ["disk", "write"], value_parser = address)]
+    pub(crate) device: Option<PciAddress>,
 
     /// Also write: a pattern goes to a scratch copy of the disk, is flushed, read back, and checked on the host
     #[arg(long)]
@@ -38,6 +44,10 @@ pub(crate) struct Options {
     /// Print the first N operations as the chain of layers that they passed, by Linux's names
     #[arg(long, value_name = "N")]
     pub(crate) trace: Option<usize>,
+}
+
+fn address(text: &str) -> Result<PciAddress, &'static str> {
+    parse_address(text).ok_or("a PCI address is written as 0000:01:00.0")
 }
 
 /// The type of the groups' default domains.
