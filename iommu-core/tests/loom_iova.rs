@@ -74,3 +74,29 @@ fn sizes_take_each_others_pages_beside_a_tick_and_nothing_is_lost() {
         assert_eq!(counts.taken, counts.given_back);
     });
 }
+
+#[test]
+fn the_depot_is_never_waited_for_with_the_tree_locked() {
+    explore(50, || {
+        cpu::set(0);
+        let iovas = Arc::new(IovaDomain::new(PAGE, DmaAddr::new(0), DmaAddr::new(32 * PAGE - 1), 2).unwrap());
+        let take = |pages: u64| iovas.alloc(pages * PAGE, DmaAddr::new(u64::MAX)).unwrap();
+        // SAFETY: nothing is ever mapped.
+        let flushed = unsafe { Flushed::assert() };
+        // A magazine in the depot, none with a CPU; and the next range from the tree but one makes the depot's room larger.
+        let held = [(); 3].map(|()| take(1));
+        held.into_iter().for_each(|at| iovas.free(at, PAGE, &flushed));
+        take(1);
+        take(1);
+        take(2);
+        let other = {
+            let iovas = Arc::clone(&iovas);
+            thread::spawn(move || {
+                cpu::set(1);
+                iovas.alloc(2 * PAGE, DmaAddr::new(u64::MAX)).unwrap();
+            })
+        };
+        iovas.drain();
+        other.join().unwrap();
+    });
+}
