@@ -179,9 +179,9 @@ impl World {
     fn check_new(&self, new: &[Piece]) {
         for piece in new {
             let page = |piece: &Piece| piece.at.align_down(PAGE).get()..piece.at.get() + piece.len;
-            let (one, apart) = (page(piece), |other: &std::ops::Range<u64>| other.end.next_multiple_of(PAGE));
+            let (one, end) = (page(piece), |other: &std::ops::Range<u64>| other.end.next_multiple_of(PAGE));
             for other in self.live().map(|other| page(&other)) {
-                assert!(apart(&other) <= one.start || apart(&one) <= other.start, "{piece:?} is in use");
+                assert!(end(&other) <= one.start || end(&one) <= other.start, "{piece:?} is in use");
             }
             self.check(piece);
         }
@@ -190,7 +190,7 @@ impl World {
     /// The device reaches the first and the last word as it may, and of the rest of a page nothing.
     fn check(&self, piece: &Piece) {
         for word in [0, piece.len - 8] {
-            let (at, value) = (piece.at.wrapping_add(word), MARK | (piece.offset + word) / 8);
+            let (at, value) = (piece.at.wrapping_add(word), MARK | ((piece.offset + word) / 8));
             assert_eq!(self.read(at), piece.dir.device_reads().then_some(value), "read of {piece:?}");
             // What is there already, so that the memory stays as it is.
             let written = self.engine.device_write(at, &value.to_le_bytes());
