@@ -279,6 +279,19 @@ fn pins_have_the_entries_of_their_numbers_and_timers_others() {
 }
 
 #[test]
+fn of_two_io_apics_of_one_number_the_first_counts() {
+    let (machine, unit) = (Machine::new(), FakeUnit::new(FEATURES));
+    let hardware = hardware(&unit, false);
+    // As firmware has it that numbers every IO-APIC 0.
+    let again = [0x48, 0, 0, 0, 33, 0x01, 0x00, 1];
+    let table = ivrs(0x0020_3040, &[ivhd(0x10, 2, BASE, &[ENTRIES, SPECIALS, &again].concat())]);
+    let config = Config { irq_remap: Some(IrqRemapConfig::default()), ..config() };
+    let driver = AmdVi::init(machine, &table, &hardware, config).unwrap();
+    let _irqs = driver.irq_remap().unwrap().alloc(IrqSource::IoApic { id: 33, pin: 2 }, 1).unwrap();
+    assert_eq!([SOUTHBRIDGE, 1].map(|name| unit.entry(name)[2] >> 60 & 3), [2, 0]);
+}
+
+#[test]
 fn the_redirection_entry_of_a_message() {
     use iommu_core::io_apic_entry;
     let entry = |address, data| io_apic_entry(MsiMessage { address, data });

@@ -7,7 +7,7 @@ use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::sync::Arc;
 
-use amd_vi::{AmdVi, Config, Hardware, MsiMessage};
+use amd_vi::{AmdVi, Config, Hardware, IrqRemapConfig, MsiMessage};
 use backend_sim::SimPlatform;
 use backend_sim::sim_hardware::bus::{MessageSink, Remapper};
 use backend_sim::sim_hardware::dma_engine::DmaEngine;
@@ -16,7 +16,7 @@ use backend_sim::sim_hardware::iommu::{self, AmdIommu, Units};
 use backend_sim::sim_hardware::pci::{Acs, Builder, IommuFunction, PciTree};
 use backend_sim::sim_hardware::ram::Ram;
 use common::engine::RawEngine;
-use iommu_core::{FaultKind, IommuOps, ResvType};
+use iommu_core::{FaultKind, IommuOps, IrqRemapError, IrqSource, IrqTarget, ResvType};
 use platform::pci::{ConfigSpace, PciAddress, RequesterId};
 use platform::{DmaAddr, Mmio, PhysAddr, Prot};
 
@@ -32,7 +32,14 @@ struct Described {
     ranges: Vec<(u16, u16)>,
     /// First device and the name that its requests carry.
     aliases: Vec<(u16, u16)>,
-    io_apics: Vec<u16>,
+    /// Variety (1 IO-APIC, 2 HPET), handle, and the name that its messages carry.
+    specials: Vec<(u8, u8, u16)>,
+}
+
+impl Described {
+    fn io_apics(&self) -> impl Iterator<Item = u16> + '_ {
+        self.specials.iter().filter(|(variety, ..)| *variety == 1).map(|(_, _, name)| *name)
+    }
 }
 
 /// Memory of one device: segment, device, start, length.
@@ -85,9 +92,7 @@ fn read(table: &[u8]) -> (Vec<Described>, Vec<Memory>) {
                             12
                         }
                         0x48 => {
-                            if table[entry + 7] == 1 {
-                                unit.io_apics.push(word(entry + 5));
-                            }
+                            unit.specials.push((table[entry + 7], table[entry + 4], word(entry + 5)));
                             8
                         }
                         0xf0 => 22 + usize::from(table[entry + 21]),
@@ -124,7 +129,8 @@ struct Board {
 
 impl Board {
     fn new(described: &[Described]) -> Self {
-        const IA_AND_HATS: u64 = 1 << 6 | 3 << 10;
+        /// XTSup, IASup, GASup, HATS.
+        const MODELLED: u64 = 1 << 2 | 1 << 6 | 1 << 7 | 3 << 10;
         let ram = Ram::new(&[(1 << 20, 63 << 20)]).unwrap();
         let interrupts = InterruptController::new();
         let sink = || interrupts.clone() as Arc<dyn MessageSink>;
@@ -141,13 +147,14 @@ impl Board {
             let mut builder = Builder::new().segment(segment);
             let mut placed = Vec::new();
             for it in described.iter().filter(|it| it.segment == segment) {
-                let config = iommu::Config { efr: it.efr & IA_AND_HATS, ..iommu::Config::default() };
+                let config = iommu::Config { efr: it.efr & MODELLED, ..iommu::Config::default() };
                 let unit = AmdIommu::new(config, Arc::clone(&ram), sink());
                 let id = RequesterId::new;
                 for &(first, last) in &it.ranges {
                     behind.add(id(first), id(last), &unit);
                 }
-                for &name in it.aliases.iter().map(|(_, name)| name).chain(&it.io_apics) {
+                let specials = it.specials.iter().map(|(.., name)| *name);
+                for name in it.aliases.iter().map(|(_, name)| *name).chain(specials) {
                     behind.add(id(name), id(name), &unit);
                 }
                 let msi = Arc::clone(&unit);
@@ -192,12 +199,17 @@ impl Board {
         &self.engines.iter().find(|placed| placed.address == address).expect("an engine").engine
     }
 
+    /// What becomes of a message, if anything.
+    fn message(&self, segment: u16, device: u16, address: u64, data: u32) -> Option<(u64, u32)> {
+        let mut delivered = None;
+        let deliver = &mut |address, data| delivered = Some((address, data));
+        let sent = self.behind[&segment].interrupt(RequesterId::new(device), address, data, deliver);
+        assert_eq!(sent.is_ok(), delivered.is_some());
+        delivered
+    }
+
     fn message_passes(&self, segment: u16, device: u16) -> bool {
-        let mut arrived = false;
-        let passed =
-            self.behind[&segment]
-                .interrupt(RequesterId::new(device), 0xfee0_0000, 0x41, &mut |_, _| arrived = true);
-        passed.is_ok() && arrived
+        self.message(segment, device, 0xfee0_0000, 0x41).is_some()
     }
 }
 
@@ -270,7 +282,10 @@ fn check(table: &[u8], what: &str) {
             let fault = faults();
             assert_eq!(fault.len(), 1, "{what}: {fault:?}");
             assert_eq!((fault[0].requester, fault[0].kind), (at(name), FaultKind::Page), "{what}");
-            assert!(it.io_apics.contains(&name) || !board.message_passes(segment, name), "{what}");
+            assert!(
+                it.io_apics().any(|io_apic| io_apic == name) || !board.message_passes(segment, name),
+                "{what}"
+            );
             faults();
             // In a domain it reaches what is mapped, and nothing else.
             driver.probe_device(at(device)).unwrap();
@@ -292,7 +307,7 @@ fn check(table: &[u8], what: &str) {
             faults();
         }
         // Interrupts of IO-APICs pass: nobody attaches those.
-        for &io_apic in &it.io_apics {
+        for io_apic in it.io_apics() {
             assert!(board.message_passes(segment, io_apic), "{what}: IO-APIC at {io_apic:#x}");
         }
     }
@@ -305,6 +320,58 @@ fn check(table: &[u8], what: &str) {
     }
     // SAFETY: the engines are idle.
     unsafe { driver.shutdown(&board) }.unwrap();
+}
+
+/// Brings the driver up with interrupt remapping, which must be there unless firmware forgot the southbridge's IO-APIC, and has
+/// everything that the table names send messages. Whether it was there.
+fn check_interrupts(table: &[u8], what: &str) -> bool {
+    let (described, _) = read(table);
+    let board = Board::new(&described);
+    let platform = Arc::new(SimPlatform::new(Arc::clone(&board.ram)));
+    let config = Config { irq_remap: Some(IrqRemapConfig { x2apic: true, madt: None }), ..Config::default() };
+    let driver = AmdVi::init(platform, table, &board, config).unwrap();
+    let southbridge = described.iter().flat_map(Described::io_apics).any(|io_apic| io_apic == 0x00a0);
+    let remap = driver.irq_remap();
+    assert_eq!(remap.is_ok(), southbridge, "{what}: {:?}", remap.err());
+    let Ok(remap) = driver.irq_remap() else { return false };
+    // XTSup and GASup of every unit.
+    let wide = described.iter().all(|it| it.efr & (1 << 2 | 1 << 7) == 1 << 2 | 1 << 7);
+    assert_eq!(remap.last_destination(), if wide { u32::MAX } else { 0xff }, "{what}");
+    let mut vector = 0x30;
+    for it in &described {
+        let first = (it.ranges[0].0..).find(|&device| device != 0 && device != it.id).unwrap();
+        let function = |device| PciAddress { segment: it.segment, id: RequesterId::new(device) };
+        let msi = |device| IrqSource::Msi { function: function(device), aliases: &[] };
+        // Of two with one number the first counts.
+        let first_of = |special: &&(u8, u8, u16)| {
+            let mut all = described.iter().flat_map(|it| &it.specials);
+            all.find(|other| (other.0, other.1) == (special.0, special.1)) == Some(*special)
+        };
+        let specials = it.specials.iter().filter(first_of).map(|&(variety, handle, name)| match variety {
+            1 => (IrqSource::IoApic { id: handle, pin: 9 }, name),
+            _ => (IrqSource::Hpet { number: handle }, name),
+        });
+        let devices = it.aliases.iter().map(|&(device, name)| (msi(device), name));
+        for (source, name) in devices.chain(specials).chain([(msi(first), first)]) {
+            let what = format!("{what}: {source:?}");
+            // A pin is somebody's already where two IO-APICs have one name, or one is named twice.
+            let irqs = match remap.alloc(source, 1) {
+                Err(IrqRemapError::Busy) => continue,
+                irqs => irqs.unwrap_or_else(|error| panic!("{what}: {error}")),
+            };
+            let message = irqs.message(0).unwrap();
+            let send = || board.message(it.segment, name, message.address, message.data);
+            assert_eq!(send(), None, "{what}: nobody has said where to");
+            irqs.set_target(0, IrqTarget::fixed(vector, 7)).unwrap();
+            assert_eq!(send(), Some((0xfee0_7000, vector.into())), "{what}");
+            drop(irqs);
+            assert_eq!(send(), None, "{what}: given back");
+            vector = vector.checked_add(1).unwrap_or(0x30);
+        }
+    }
+    // SAFETY: the engines are idle.
+    unsafe { driver.shutdown(&board) }.unwrap();
+    true
 }
 
 /// A block 11h (or 10h) with these entries.
@@ -360,6 +427,7 @@ fn a_machine_with_units_in_two_segments() {
     table[9] = table.iter().fold(0, |sum: u8, byte| sum.wrapping_sub(*byte));
     assert_eq!(read(&table).0.len(), 3);
     check(&table, "by hand");
+    assert!(check_interrupts(&table, "by hand"));
 }
 
 #[test]
@@ -371,11 +439,16 @@ fn machines_as_real_firmware_describes_them() {
         .join("ivrs");
     let files = std::fs::read_dir(&folder).into_iter().flatten().flatten().map(|entry| entry.path());
     let tables = files.filter(|path| path.extension().is_some_and(|extension| extension == "bin"));
-    let mut checked = 0;
+    let (mut checked, mut remapped) = (0, 0);
     for path in tables {
-        check(&std::fs::read(&path).unwrap(), &path.display().to_string());
+        let (table, what) = (std::fs::read(&path).unwrap(), path.display().to_string());
+        check(&table, &what);
+        remapped += usize::from(check_interrupts(&table, &what));
         checked += 1;
     }
     let missing = KNOWN.saturating_sub(checked);
-    println!("{checked} machines of real tables came up, {missing} tables not found in {}", folder.display());
+    println!(
+        "{checked} machines of real tables came up, {remapped} with interrupt remapping; {missing} tables not found in {}",
+        folder.display()
+    );
 }

@@ -114,7 +114,8 @@ impl IrqTables {
         for unit in ivrs.units() {
             for entry in &unit.entries {
                 if let DeviceEntry::Special { kind, handle, device, .. } = *entry {
-                    specials.insert((kind, handle), (unit.address.segment, device));
+                    // Of two, the first, as in Linux: it is the southbridge's on a machine that has two of one number.
+                    specials.entry((kind, handle)).or_insert((unit.address.segment, device));
                 }
             }
         }

@@ -89,7 +89,7 @@ pub enum Warning {
         /// The length in bytes.
         len: u8,
     },
-    /// One IO-APIC or HPET is given two requester IDs; the later counts.
+    /// One IO-APIC or HPET is given two requester IDs; the first counts.
     DuplicateSpecial {
         /// What it is.
         kind: SpecialKind,
