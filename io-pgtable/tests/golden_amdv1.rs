@@ -41,53 +41,124 @@ fn assert_image(arena: &Arena, mut expected: Vec<(u64, u64)>) {
     assert_eq!(found.len(), expected.len());
 }
 
+const THREE_LEVELS: &[Case] = &[
+    // 4K RW
+    Case {
+        iova: 0x76_5432_1000,
+        phys: 0xa_bcde_f012_3000,
+        size: 0x1000,
+        prot: "RWC",
+        words: &[
+            word(0x4000_0000, 0x1d9, 0x6000_0000_4000_1401),
+            word(0x4000_1000, 0xa1, 0x6000_0000_4000_2201),
+            word(0x4000_2000, 0x121, 0x700a_bcde_f012_3001),
+        ],
+    },
+    // 4K RO
+    Case {
+        iova: 0x76_5432_2000,
+        phys: 0xa_bcde_f012_4000,
+        size: 0x1000,
+        prot: "RC",
+        words: &[word(0x4000_2000, 0x122, 0x300a_bcde_f012_4001)],
+    },
+    // 4K WO
+    Case {
+        iova: 0x76_5432_3000,
+        phys: 0xa_bcde_f012_5000,
+        size: 0x1000,
+        prot: "WC",
+        words: &[word(0x4000_2000, 0x123, 0x500a_bcde_f012_5001)],
+    },
+    // 8K RW
+    Case {
+        iova: 0x76_5432_4000,
+        phys: 0xa_bcde_f012_4000,
+        size: 0x2000,
+        prot: "RWC",
+        words: &[run(0x4000_2000, 0x124, 0x700a_bcde_f012_4e01, 2, 0x0)],
+    },
+    // 64K RW
+    Case {
+        iova: 0x76_5433_0000,
+        phys: 0xa_bcde_f013_0000,
+        size: 0x1_0000,
+        prot: "RWC",
+        words: &[run(0x4000_2000, 0x130, 0x700a_bcde_f013_7e01, 16, 0x0)],
+    },
+    // 1M RO
+    Case {
+        iova: 0x76_5440_0000,
+        phys: 0xa_bcde_f020_0000,
+        size: 0x10_0000,
+        prot: "RC",
+        words: &[
+            word(0x4000_1000, 0xa2, 0x6000_0000_4000_3201),
+            run(0x4000_3000, 0x0, 0x300a_bcde_f027_fe01, 256, 0x0),
+        ],
+    },
+    // 2M RW
+    Case {
+        iova: 0x76_5460_0000,
+        phys: 0xa_bcde_f040_0000,
+        size: 0x20_0000,
+        prot: "RWC",
+        words: &[word(0x4000_1000, 0xa3, 0x700a_bcde_f040_0001)],
+    },
+    // 4M RW
+    Case {
+        iova: 0x76_5480_0000,
+        phys: 0xa_bcde_f080_0000,
+        size: 0x40_0000,
+        prot: "RWC",
+        words: &[run(0x4000_1000, 0xa4, 0x700a_bcde_f09f_fe01, 2, 0x0)],
+    },
+    // 1G RW
+    Case {
+        iova: 0x56_4000_0000,
+        phys: 0xa_bcde_4000_0000,
+        size: 0x4000_0000,
+        prot: "RWC",
+        words: &[word(0x4000_0000, 0x159, 0x700a_bcde_4000_0001)],
+    },
+];
+
+const FOUR_LEVELS: &[Case] = &[
+    // 4K RW
+    Case {
+        iova: 0x1234_5678_9000,
+        phys: 0xa_bcde_f012_3000,
+        size: 0x1000,
+        prot: "RWC",
+        words: &[
+            word(0x4000_0000, 0x24, 0x6000_0000_4000_1601),
+            word(0x4000_1000, 0xd1, 0x6000_0000_4000_2401),
+            word(0x4000_2000, 0xb3, 0x6000_0000_4000_3201),
+            word(0x4000_3000, 0x189, 0x700a_bcde_f012_3001),
+        ],
+    },
+    // 256G RW
+    Case {
+        iova: 0x1240_0000_0000,
+        phys: 0xa_bc00_0000_0000,
+        size: 0x40_0000_0000,
+        prot: "RWC",
+        words: &[run(0x4000_1000, 0x100, 0x700a_bc1f_ffff_fe01, 256, 0x0)],
+    },
+    // 1T RW
+    Case {
+        iova: 0x1300_0000_0000,
+        phys: 0xa_0000_0000_0000,
+        size: 0x100_0000_0000,
+        prot: "RWC",
+        words: &[run(0x4000_0000, 0x26, 0x700a_007f_ffff_fe01, 2, 0x0)],
+    },
+];
+
 #[test]
-fn three_levels_as_linux_writes_them() {
-    let (arena, table) = table(3);
-    assert_eq!(table.root().phys.get(), 0x4000_0000);
-    map(&table, 0x76_5432_1000, 0xa_bcde_f012_3000, 0x1000, RWC);
-    map(&table, 0x76_5432_2000, 0xa_bcde_f012_4000, 0x1000, Prot::READ | Prot::CACHE);
-    map(&table, 0x76_5432_3000, 0xa_bcde_f012_5000, 0x1000, Prot::WRITE | Prot::CACHE);
-    map(&table, 0x76_5432_4000, 0xa_bcde_f012_4000, 0x2000, RWC);
-    map(&table, 0x76_5433_0000, 0xa_bcde_f013_0000, 0x1_0000, RWC);
-    map(&table, 0x76_5440_0000, 0xa_bcde_f020_0000, 0x10_0000, Prot::READ | Prot::CACHE);
-    map(&table, 0x76_5460_0000, 0xa_bcde_f040_0000, 0x20_0000, RWC);
-    map(&table, 0x76_5480_0000, 0xa_bcde_f080_0000, 0x40_0000, RWC);
-    map(&table, 0x56_4000_0000, 0xa_bcde_4000_0000, 0x4000_0000, RWC);
-
-    let mut image = vec![
-        (0x4000_0000 + 8 * 0x1d9, 0x6000_0000_4000_1401),
-        (0x4000_1000 + 8 * 0xa1, 0x6000_0000_4000_2201),
-        (0x4000_2000 + 8 * 0x121, 0x700a_bcde_f012_3001),
-        (0x4000_2000 + 8 * 0x122, 0x300a_bcde_f012_4001),
-        (0x4000_2000 + 8 * 0x123, 0x500a_bcde_f012_5001),
-        (0x4000_1000 + 8 * 0xa2, 0x6000_0000_4000_3201),
-        (0x4000_1000 + 8 * 0xa3, 0x700a_bcde_f040_0001),
-        (0x4000_0000 + 8 * 0x159, 0x700a_bcde_4000_0001),
-    ];
-    image.extend(words(0x4000_2000, 0x124, 2, 0x700a_bcde_f012_4e01));
-    image.extend(words(0x4000_2000, 0x130, 16, 0x700a_bcde_f013_7e01));
-    image.extend(words(0x4000_3000, 0, 256, 0x300a_bcde_f027_fe01));
-    image.extend(words(0x4000_1000, 0xa4, 2, 0x700a_bcde_f09f_fe01));
-    assert_image(&arena, image);
-}
-
-#[test]
-fn four_levels_as_linux_writes_them() {
-    let (arena, table) = table(4);
-    map(&table, 0x1234_5678_9000, 0xa_bcde_f012_3000, 0x1000, RWC);
-    map(&table, 0x1240_0000_0000, 0xa_bc00_0000_0000, 1 << 38, RWC);
-    map(&table, 0x1300_0000_0000, 0xa_0000_0000_0000, 1 << 40, RWC);
-
-    let mut image = vec![
-        (0x4000_0000 + 8 * 0x24, 0x6000_0000_4000_1601),
-        (0x4000_1000 + 8 * 0xd1, 0x6000_0000_4000_2401),
-        (0x4000_2000 + 8 * 0xb3, 0x6000_0000_4000_3201),
-        (0x4000_3000 + 8 * 0x189, 0x700a_bcde_f012_3001),
-    ];
-    image.extend(words(0x4000_1000, 0x100, 256, 0x700a_bc1f_ffff_fe01));
-    image.extend(words(0x4000_0000, 0x26, 2, 0x700a_007f_ffff_fe01));
-    assert_image(&arena, image);
+fn three_and_four_levels_as_linux_writes_them() {
+    check::<AmdV1>(0x4000_0000, &common::amdv1_cfg(3), THREE_LEVELS);
+    check::<AmdV1>(0x4000_0000, &common::amdv1_cfg(4), FOUR_LEVELS);
 }
 
 /// One row: log2 of the size, its level, how many copies, and the entry for read and write at 12_4000_0000h.
