@@ -31,6 +31,14 @@ fn pages_follow_each_other_through_tables() {
 }
 
 #[test]
+fn tables_take_no_more_memory_than_linuxs() {
+    let bed = Bed::new(3, 514);
+    bed.must_map(0x40_0000_0000, 0x7_0000_0000, KIB4, 1 << 18);
+    // The top, one table below it, and one for every 2 MiB of 1 GiB.
+    assert_eq!((bed.table.table_pages(), bed.arena.live()), (514, 514));
+}
+
+#[test]
 fn a_lookup_answers_for_every_byte() {
     let bed = Bed::new(4, 16);
     assert_eq!(bed.map(0x5_0000, 0x9_0001_0000, 0x1_0000, 1, Prot::WRITE).1, Ok(()));
