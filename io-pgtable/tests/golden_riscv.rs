@@ -4,8 +4,13 @@
 mod common;
 mod walkers;
 
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use common::Arena;
 use common::image::{Case, check, word, words};
-use io_pgtable::{IoPgtableCfg, Quirks, RiscV, RiscV32};
+use io_pgtable::{IoPageTable, IoPgtableCfg, PageTable, Quirks, RiscV, RiscV32};
+use platform::{Extent, FrameRequest, Frames, OutOfFrames, PhysAddr, Prot, Window};
 
 const BASE: u64 = 0x4000_0000;
 
@@ -317,4 +322,43 @@ fn sv32() {
         },
     ];
     check::<RiscV32>(BASE, &IoPgtableCfg::new(32), CASES);
+}
+
+/// Frames whose reach is written down.
+#[derive(Debug)]
+struct Reach {
+    arena: Arena,
+    limit: AtomicU64,
+}
+
+// SAFETY: the frames are the arena's.
+unsafe impl Frames for Reach {
+    fn alloc(&self, request: FrameRequest) -> Result<PhysAddr, OutOfFrames> {
+        self.limit.fetch_max(request.limit.get(), Ordering::Relaxed);
+        self.arena.alloc(request)
+    }
+
+    unsafe fn free(&self, at: PhysAddr, size: usize) {
+        // SAFETY: the caller's promise.
+        unsafe { self.arena.free(at, size) };
+    }
+
+    fn window(&self) -> Window {
+        self.arena.window()
+    }
+
+    fn translate(&self, at: *const u8, len: usize) -> Option<Extent> {
+        self.arena.translate(at, len)
+    }
+}
+
+/// The upper half of a link between tables that wait to be freed must read as an empty entry.
+#[test]
+fn tables_of_sv32_lie_below_4_gib() {
+    let frames = Arc::new(Reach { arena: Arena::new(8), limit: AtomicU64::new(0) });
+    let table = PageTable::<RiscV32>::new(frames.clone(), &IoPgtableCfg::new(32)).expect("a table");
+    // SAFETY: nothing walks the table.
+    let mapped = unsafe { table.map_pages(0x1000.into(), 0x3_ffff_f000.into(), 0x1000, 1, Prot::READ) };
+    assert_eq!((mapped, table.table_pages()), ((0x1000, Ok(())), 2));
+    assert_eq!(frames.limit.load(Ordering::Relaxed), 0xffff_ffff);
 }
