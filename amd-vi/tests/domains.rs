@@ -5,6 +5,7 @@ mod common;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
+use amd_vi::{AmdVi, Config};
 use common::*;
 use iommu_core::{AttachError, Capability, DomainOps, IommuOps, ProbeError, ResvType};
 use platform::pci::{PciAddress, RequesterId};
@@ -364,4 +365,22 @@ fn the_hypertransport_range_is_free_where_the_unit_says_so() {
     let hardware = hardware(&unit, false);
     let driver = try_bring_up(&machine, &hardware, &[ivhd(0x10, 2, BASE, ENTRIES)]).unwrap();
     assert!(driver.resv_regions(DEV).iter().all(|region| region.kind != ResvType::Reserved));
+}
+
+/// Of attached devices alone: who is nobody's may not interrupt.
+#[test]
+fn interrupts_are_left_unchecked_where_that_is_asked_for() {
+    const IV: u64 = 1;
+    let (machine, unit) = (Machine::new(), FakeUnit::new(FEATURES));
+    let hardware = hardware(&unit, false);
+    let table = ivrs(0x0020_3040, &[ivhd(0x10, 2, BASE, ENTRIES)]);
+    let config = Config { unchecked_interrupts: true, ..config() };
+    let driver = AmdVi::init(machine.clone(), &table, &hardware, config).unwrap();
+    let setup = Setup { machine, unit, hardware, driver };
+    let domain = paging(&setup, DEV);
+    assert_eq!(setup.unit.entry(0x0100)[2], BLOCKED);
+    attach(&*domain, DEV, None).unwrap();
+    assert_eq!(setup.unit.entry(0x0100)[2] & IV, 0);
+    setup.driver.release_device(DEV);
+    assert_eq!(setup.unit.entry(0x0100)[2], BLOCKED);
 }

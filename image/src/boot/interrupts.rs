@@ -11,11 +11,13 @@ const FIRST: usize = 32;
 const VECTORS: usize = 32;
 /// The first of them is the tick's, so that who waits for what never comes wakes up.
 const TICK: usize = 0;
+/// The last is for interrupts that are none, so it is nobody's.
+const SPURIOUS: usize = VECTORS - 1;
 
 /// Which have arrived; their handlers, in assembly, set them.
 pub(super) static PENDING: [AtomicU8; VECTORS] = [const { AtomicU8::new(0) }; VECTORS];
 /// Which are somebody's, a bit for each.
-static TAKEN: AtomicU32 = AtomicU32::new(1 << TICK);
+static TAKEN: AtomicU32 = AtomicU32::new(1 << TICK | 1 << SPURIOUS);
 
 /// Two words for each vector.
 static IDT: [AtomicU64; 2 * (FIRST + VECTORS)] = [const { AtomicU64::new(0) }; 2 * (FIRST + VECTORS)];
@@ -26,6 +28,7 @@ static TSS: [AtomicU32; 26] = [const { AtomicU32::new(0) }; 26];
 unsafe extern "C" {
     static exception_entries: u8;
     static interrupt_entries: u8;
+    static spurious_entry: u8;
     static exception_stack_end: u8;
     static interrupt_stack_end: u8;
 }
@@ -64,6 +67,7 @@ pub(super) fn init() {
     for vector in 0..VECTORS {
         gate(FIRST + vector, (&raw const interrupt_entries).addr() + 32 * vector, 2);
     }
+    gate(FIRST + SPURIOUS, (&raw const spurious_entry).addr(), 2);
     let (gdt, idt) = (pointer(&GDT), pointer(&IDT));
     // SAFETY: the tables are right and stay; selectors mean what they meant. The old interrupt controllers are silenced, since
     // firmware has left their vectors on those of exceptions.
@@ -73,7 +77,7 @@ pub(super) fn init() {
         out8(0x21, 0xff);
         out8(0xa1, 0xff);
     }
-    const SPURIOUS: u64 = 0xfee0_00f0;
+    const SPURIOUS_VECTOR: u64 = 0xfee0_00f0;
     const TIMER: u64 = 0xfee0_0320;
     const TIMER_COUNT: u64 = 0xfee0_0380;
     const TIMER_DIVISION: u64 = 0xfee0_03e0;
@@ -84,7 +88,7 @@ pub(super) fn init() {
     const TICKS: u32 = 625_000;
     let vector = |number: usize| (FIRST + number) as u32;
     let registers = [
-        (SPURIOUS, ENABLE | vector(VECTORS - 1)),
+        (SPURIOUS_VECTOR, ENABLE | vector(SPURIOUS)),
         (TIMER, PERIODIC | vector(TICK)),
         (TIMER_DIVISION, BY_16),
         (TIMER_COUNT, TICKS),
@@ -93,8 +97,6 @@ pub(super) fn init() {
         // SAFETY: registers of this processor's interrupt controller.
         unsafe { core::ptr::with_exposed_provenance_mut::<u32>(register as usize).write_volatile(value) };
     }
-    // Spurious ones are nobody's to wait for.
-    TAKEN.fetch_or(1 << (VECTORS - 1), Ordering::Relaxed);
     // SAFETY: every vector has its handler.
     unsafe { asm!("sti", options(nomem, nostack)) };
 }

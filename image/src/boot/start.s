@@ -82,6 +82,11 @@ interrupt_entries:
     .set number, number + 1
 .endr
 
+/* One that was withdrawn before the processor took it: nothing to acknowledge. */
+.globl spurious_entry
+spurious_entry:
+    iretq
+
 .section .rodata.boot, "a", @progbits
 .align 8
 boot_gdt:
