@@ -62,6 +62,10 @@ impl Shared {
                 // The head moves on when a command is taken, before it has an effect. One that is bad stays there.
                 let legal = self.is_legal(first, second);
                 if legal {
+                    let time = self.command_time.load(Ordering::Relaxed);
+                    if time != 0 {
+                        std::thread::sleep(Duration::from_nanos(time));
+                    }
                     self.registers.lock().command_taken();
                     self.counters.commands[(first >> 60) as usize].fetch_add(1, Ordering::Relaxed);
                     self.execute(at, first, second)

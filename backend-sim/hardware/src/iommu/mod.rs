@@ -21,6 +21,7 @@ use std::fmt;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Weak};
 use std::thread::JoinHandle;
+use std::time::Duration;
 
 use parking_lot::{Condvar, Mutex, RwLock};
 use platform::Mmio;
@@ -94,6 +95,10 @@ struct Shared {
     invalidations: Invalidations,
     /// Completion waits whose store will be lost.
     lost_completions: AtomicU64,
+    /// Events whose store will be lost.
+    lost_events: AtomicU64,
+    /// How long each command takes at least, in nanoseconds.
+    command_time: AtomicU64,
     /// Commands are left in the ring for now.
     held: AtomicBool,
     doorbell: AtomicBool,
@@ -116,6 +121,8 @@ impl AmdIommu {
             msi: Mutex::default(),
             invalidations: Invalidations::default(),
             lost_completions: AtomicU64::new(0),
+            lost_events: AtomicU64::new(0),
+            command_time: AtomicU64::new(0),
             held: AtomicBool::new(false),
             doorbell: AtomicBool::new(false),
             asleep: Mutex::new(false),
@@ -157,6 +164,22 @@ impl AmdIommu {
     /// Misbehaves: the stores of the next `count` completion waits are lost.
     pub fn drop_completions(&self, count: u64) {
         self.shared.lost_completions.store(count, Ordering::Relaxed);
+    }
+
+    /// Misbehaves: of the next `count` events nothing is stored; the tail moves on all the same.
+    pub fn drop_events(&self, count: u64) {
+        self.shared.lost_events.store(count, Ordering::Relaxed);
+    }
+
+    /// Misbehaves: interrupts for which there is no reason.
+    pub fn interrupt_for_nothing(&self) {
+        self.shared.raise_msi();
+    }
+
+    /// Is slow: each command takes `time` at least.
+    pub fn slow_down(&self, time: Duration) {
+        let time = u64::try_from(time.as_nanos()).unwrap_or(u64::MAX);
+        self.shared.command_time.store(time, Ordering::Relaxed);
     }
 
     /// Takes its time: while `held`, no command is taken from the ring. One that was taken before is executed.
@@ -319,7 +342,12 @@ impl Shared {
         let mut registers = self.registers.lock();
         let place = registers.next_event();
         let mut logged = false;
-        if let LogPlace::At(at) = place {
+        let lost = |count: u64| count.checked_sub(1);
+        if matches!(place, LogPlace::At(_))
+            && self.lost_events.fetch_update(Ordering::Relaxed, Ordering::Relaxed, lost).is_ok()
+        {
+            logged = true;
+        } else if let LogPlace::At(at) = place {
             // The word with the code last: who sees it sees the address. A log that is no memory loses its events.
             let address = self.ram.write64(at + 8, event.second);
             logged = address.and_then(|()| self.ram.write64(at, event.first)).is_ok();
