@@ -75,6 +75,11 @@ pub struct ModelUnit {
     head: AtomicU64,
     tail: AtomicU64,
     control: AtomicU64,
+    events: AtomicU64,
+    event_head: AtomicU64,
+    event_tail: AtomicU64,
+    /// EventOverflow and EventLogInt: the bits of the status register that are kept.
+    status: AtomicU64,
     /// One thread drives it. A walk and what is remembered of it are one for whoever invalidates.
     busy: Mutex<()>,
     /// For each domain, of which there are few, whether its page is mapped, for models without a table, and whether the unit
@@ -93,6 +98,10 @@ impl ModelUnit {
             head: register(),
             tail: register(),
             control: register(),
+            events: register(),
+            event_head: register(),
+            event_tail: register(),
+            status: register(),
             busy: Mutex::new(()),
             present: [AtomicBool::new(false), AtomicBool::new(false)],
             cached: [AtomicBool::new(false), AtomicBool::new(false)],
@@ -148,6 +157,35 @@ impl ModelUnit {
             worked = true;
         }
         worked
+    }
+
+    /// Logs an event as the unit does. Returns whether there was room; the first that finds none stops the log.
+    pub fn log(&self, q0: u64, q1: u64) -> bool {
+        const LOGS: u64 = 1 | 1 << 2;
+        let on = self.control.load(Ordering::Acquire) & LOGS == LOGS;
+        if !on || self.status.load(Ordering::Acquire) & 1 != 0 {
+            return false;
+        }
+        let base = self.events.load(Ordering::Acquire);
+        let size = 16u64 << (base >> 56 & 15);
+        let tail = self.event_tail.load(Ordering::Relaxed);
+        let next = (tail + 16) % size;
+        if next == self.event_head.load(Ordering::Acquire) {
+            self.status.fetch_or(3, Ordering::AcqRel);
+            return false;
+        }
+        let at = (base & ADDRESS) + tail;
+        // The entry may come after the tail (erratum 732).
+        self.event_tail.store(next, Ordering::Release);
+        self.word(at + 8).store(q1, Ordering::Relaxed);
+        self.word(at).store(q0, Ordering::Release);
+        self.status.fetch_or(2, Ordering::AcqRel);
+        true
+    }
+
+    /// Whether an interrupt of the log is pending.
+    pub fn asks_for_attention(&self) -> bool {
+        self.status.load(Ordering::Acquire) & 2 != 0
     }
 
     /// Fetches the device's table entry, in pieces and in the given order; invalidations wait for a fetch that has begun.
@@ -209,11 +247,14 @@ unsafe impl Mmio for ModelUnit {
             0x18 => self.control.load(Ordering::Relaxed) & !HALTED,
             0x30 => FEATURES,
             0x2000 => self.head.load(Ordering::Relaxed),
+            0x2010 => self.event_head.load(Ordering::Relaxed),
+            0x2018 => self.event_tail.load(Ordering::Acquire),
             0x2020 => {
                 let control = self.control.load(Ordering::Relaxed);
-                let logs = control & 1 & control >> 2;
+                let status = self.status.load(Ordering::Acquire);
+                let logs = control & 1 & control >> 2 & !status;
                 let fetches = control & (RUNS | HALTED) == RUNS;
-                logs << 3 | u64::from(fetches) << 4
+                status | logs << 3 | u64::from(fetches) << 4
             }
             _ => 0,
         }
@@ -225,7 +266,14 @@ unsafe impl Mmio for ModelUnit {
             0x08 => self.commands.store(value, Ordering::Release),
             // Turning the engine off is what ends a halt; it is never turned on before.
             0x18 => self.control.store(value, Ordering::Release),
+            0x10 => self.events.store(value, Ordering::Release),
             0x2000 => self.head.store(value, Ordering::Release),
+            0x2010 => self.event_head.store(value, Ordering::Release),
+            0x2018 => self.event_tail.store(value, Ordering::Release),
+            // A write of ones clears.
+            0x2020 => {
+                self.status.fetch_and(!value, Ordering::AcqRel);
+            }
             0x2008 => self.tail.store(value, Ordering::Release),
             _ => {}
         }
