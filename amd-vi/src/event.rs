@@ -203,23 +203,33 @@ impl Event {
 }
 
 impl fmt::Display for Event {
-    /// As Linux prints it, the parts that apply.
+    /// As Linux prints it, with each code's own fields (`iommu_print_event`).
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "Event logged [{}", self.code().name())?;
-        if let EventCode::Other(code) = self.code() {
+        use EventCode::*;
+        let code = self.code();
+        write!(f, "AMD-Vi: Event logged [{}", code.name())?;
+        if let Other(code) = code {
             write!(f, " type={code:#x}")?;
         }
         if let Some(device) = self.device() {
             write!(f, " device={device}")?;
         }
-        if let Some(pasid) = self.pasid() {
-            write!(f, " pasid={pasid:#07x}")?;
+        // One field, which is a domain or a PASID.
+        let tag = u32::from(self.header.pasid_high()) << 16 | u32::from(self.header.domain_or_pasid());
+        match code {
+            IoPageFault => write!(f, " domain={tag:#06x}")?,
+            PageTabHardwareError => write!(f, " pasid={tag:#06x}")?,
+            IllegalDevTableEntry | InvalidDeviceRequest | InvalidPprRequest => {
+                write!(f, " pasid={tag:#07x}")?
+            }
+            _ => {}
         }
-        if let Some(domain) = self.domain() {
-            write!(f, " domain={domain:#06x}")?;
+        write!(f, " address={:#x}", self.address)?;
+        if !matches!(code, IllegalCommandError | IotlbInvTimeout) {
+            // Bits 27:16 of the second 32-bit word.
+            write!(f, " flags={:#06x}", self.header.into_bits() >> 48 & 0xfff)?;
         }
-        // Linux shows bits 27:16 of the second 32-bit word.
-        write!(f, " address={:#x} flags={:#06x}]", self.address, self.header.into_bits() >> 48 & 0xfff)
+        f.write_str("]")
     }
 }
 

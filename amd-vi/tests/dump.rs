@@ -77,7 +77,7 @@ fn registers_rings_and_device_tables() {
     assert_eq!(waiting[4], "  event log: 1 waiting; 0 read, 0 overflows so far");
     assert_eq!(
         waiting[5],
-        "    Event logged [IO_PAGE_FAULT device=01:00.0 domain=0x0007 address=0x12345000 flags=0x0000]"
+        "    AMD-Vi: Event logged [IO_PAGE_FAULT device=01:00.0 domain=0x0007 address=0x12345000 flags=0x0000]"
     );
     let base = setup.unit.register(0) & 0x000f_ffff_ffff_f000;
     assert_eq!(waiting[6], format!("device table of segment 0 at {base:#x}, 512 entries"));

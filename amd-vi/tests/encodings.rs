@@ -95,7 +95,7 @@ fn events_print_as_linux_prints_them() {
     let event = Event::from_words(0x2020_1234_0000_0100, 0x7f00_1234_5678);
     assert_eq!(
         event.to_string(),
-        "Event logged [IO_PAGE_FAULT device=01:00.0 domain=0x1234 address=0x7f0012345678 flags=0x0020]"
+        "AMD-Vi: Event logged [IO_PAGE_FAULT device=01:00.0 domain=0x1234 address=0x7f0012345678 flags=0x0020]"
     );
 }
 
@@ -174,4 +174,23 @@ fn no_reserved_bit_is_ever_set() {
     assert_eq!(words[2] & 0x0030_0000_0000_0000, 0);
     assert_eq!(words[3] & 0x003f_0000_0000_7fff, 0);
     assert_eq!(TranslationHalf::from_bits(words[0].into()).mode(), 6);
+}
+
+/// Code in bits 63:60 of the first word, flags in 59:48, PASID or domain in 47:32 with its upper bits in 19:16, device in 15:0.
+#[test]
+fn each_event_prints_the_fields_that_linux_prints() {
+    let print =
+        |code: u64| Event::from_words(code << 60 | 0x20 << 48 | 0x1234 << 32 | 0x0100, 0x5000).to_string();
+    for (code, line) in [
+        (1, "ILLEGAL_DEV_TABLE_ENTRY device=01:00.0 pasid=0x01234 address=0x5000 flags=0x0020"),
+        (2, "IO_PAGE_FAULT device=01:00.0 domain=0x1234 address=0x5000 flags=0x0020"),
+        (3, "DEV_TAB_HARDWARE_ERROR device=01:00.0 address=0x5000 flags=0x0020"),
+        (4, "PAGE_TAB_HARDWARE_ERROR device=01:00.0 pasid=0x1234 address=0x5000 flags=0x0020"),
+        (5, "ILLEGAL_COMMAND_ERROR address=0x5000"),
+        (6, "COMMAND_HARDWARE_ERROR address=0x5000 flags=0x0020"),
+        (7, "IOTLB_INV_TIMEOUT device=01:00.0 address=0x5000"),
+        (8, "INVALID_DEVICE_REQUEST device=01:00.0 pasid=0x01234 address=0x5000 flags=0x0020"),
+    ] {
+        assert_eq!(print(code), format!("AMD-Vi: Event logged [{line}]"));
+    }
 }
