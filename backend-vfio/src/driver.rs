@@ -1,6 +1,7 @@
 //! VFIO as an IOMMU driver: containers are domains, and groups are the kernel's.
 
 use std::collections::BTreeMap;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Weak};
 
 use iommu_core::{
@@ -30,6 +31,8 @@ struct Claimed {
     group: Arc<VfioGroup>,
     /// The device's file, while somebody has it.
     open: Weak<OpenDevice>,
+    /// Whether it was released.
+    gone: Arc<AtomicBool>,
 }
 
 impl Registry {
@@ -54,7 +57,7 @@ impl Registry {
             Some(claimed) => Arc::clone(&claimed.group),
             None => Arc::new(VfioGroup::open(host, address)?),
         };
-        devices.entry(address).or_insert(Claimed { group, open: Weak::new() });
+        devices.entry(address).or_insert(Claimed { group, open: Weak::new(), gone: Arc::default() });
         Ok(())
     }
 
@@ -73,6 +76,7 @@ impl Registry {
     fn release(&self, address: PciAddress) {
         let mut devices = self.devices.lock();
         let Some(claimed) = devices.remove(&address) else { return };
+        claimed.gone.store(true, Ordering::Relaxed);
         if let Some(open) = claimed.open.upgrade() {
             open.revoke();
         }
@@ -101,6 +105,11 @@ impl Type1 {
     /// [`VfioError`] with the reason.
     pub(crate) fn claim(&self, address: PciAddress) -> Result<(), VfioError> {
         self.registry.claim(address)
+    }
+
+    /// What says that a device was released.
+    pub(crate) fn gone(&self, address: PciAddress) -> Option<Arc<AtomicBool>> {
+        self.registry.devices.lock().get(&address).map(|claimed| Arc::clone(&claimed.gone))
     }
 
     /// The file of a device whose group is in a domain.

@@ -4,7 +4,9 @@ use std::fmt;
 use std::io;
 use std::path::PathBuf;
 
+use dma_api::DmaError;
 use iommu_core::GroupError;
+use platform::OutOfFrames;
 use platform::pci::PciAddress;
 use swiotlb::PoolTooSmall;
 
@@ -78,6 +80,20 @@ pub enum VfioError {
     /// The device cannot be reset by itself.
     #[error("{0} has no reset of its own")]
     NoReset(PciAddress),
+    /// There is no memory for the arena.
+    #[error("no arena: {0}")]
+    Arena(#[from] OutOfFrames),
+    /// A device was to have its arena registered, and there is none.
+    #[error("there is no arena to register for {0}: say how long it is to be (`Config::arena`)")]
+    NoArena(PciAddress),
+    /// The arena cannot be mapped for a device.
+    #[error("registering the arena for {address} failed: {error}")]
+    Register {
+        /// Which device.
+        address: PciAddress,
+        /// Why.
+        error: DmaError,
+    },
     /// There is no memory for the bounce pool.
     #[error("{0}")]
     Pool(#[from] PoolTooSmall),

@@ -15,6 +15,7 @@ mod info;
 mod interrupt;
 pub mod kernel;
 mod memory;
+mod registered;
 mod survey;
 mod vfio;
 
@@ -22,5 +23,6 @@ pub use error::VfioError;
 pub use host::{Host, parse_address};
 pub use info::IommuInfo;
 pub use memory::ProcessPlatform;
+pub use registered::Registered;
 pub use survey::{Candidate, Obstacle, survey};
 pub use vfio::{Config, Vfio};

@@ -7,12 +7,13 @@ use platform::frames::FRAME_SIZE;
 use platform::sync::Mutex;
 use platform::time::StdClock;
 use platform::{
-    CacheMaintenance, Clock, Extent, FrameRequest, Frames, Instant, OutOfFrames, PhysAddr, Window,
+    CacheMaintenance, Clock, Extent, FramePool, FrameRequest, Frames, Instant, OutOfFrames, PhysAddr, Window,
 };
 use rustix::mm::{MapFlags, ProtFlags, mmap_anonymous, munmap};
 use rustix::system::sysinfo;
 
 const HUGE: usize = 2 << 20;
+const GIGANTIC: usize = 1 << 30;
 
 /// Memory and time of this process. Devices behind VFIO are coherent: the kernel takes no others.
 #[derive(Debug)]
@@ -20,12 +21,60 @@ pub struct ProcessPlatform {
     clock: StdClock,
     /// What is handed out: where, and how much of it is mapped.
     live: Mutex<BTreeMap<u64, usize>>,
+    arena: Option<Arena>,
+}
+
+/// Memory in one piece, from which frames come first.
+#[derive(Debug)]
+struct Arena {
+    start: u64,
+    len: usize,
+    frames: FramePool,
+}
+
+impl Arena {
+    fn contains(&self, at: PhysAddr) -> bool {
+        at.get().wrapping_sub(self.start) < self.len as u64
+    }
+}
+
+impl Drop for Arena {
+    fn drop(&mut self) {
+        // SAFETY: it is a mapping of `ProcessPlatform::with_arena`, and who had frames of it holds the platform.
+        unsafe { unmap(self.start as usize, self.len) };
+    }
 }
 
 impl ProcessPlatform {
     /// With nothing handed out.
     pub fn new() -> Self {
-        Self { clock: StdClock::new(), live: Mutex::default() }
+        Self { clock: StdClock::new(), live: Mutex::default(), arena: None }
+    }
+
+    /// With `len` bytes in one piece, from which memory is handed out first: what a device can have registered
+    /// ([`crate::Registered`]). Of huge pages when the length is a multiple of theirs and there are any.
+    ///
+    /// # Errors
+    /// [`OutOfFrames`] when the system has no such piece.
+    pub fn with_arena(len: usize) -> Result<Self, OutOfFrames> {
+        let error = OutOfFrames(FrameRequest::anywhere(len));
+        let len = len.max(1).checked_next_multiple_of(FRAME_SIZE).ok_or(error)?;
+        let start = map_huge(len).or_else(|| map_aligned(len, FRAME_SIZE)).ok_or(error)? as u64;
+        // SAFETY: physical addresses are the process's addresses.
+        let window = unsafe { Window::new(0) };
+        // SAFETY: it was mapped just now, zeroed and for nobody else, and stays until the arena is dropped.
+        let frames = unsafe { FramePool::new(&[(PhysAddr::new(start), len as u64)], window) };
+        Ok(Self { arena: Some(Arena { start, len, frames }), ..Self::new() })
+    }
+
+    /// Where the arena is, and how long, if there is one.
+    pub fn arena(&self) -> Option<(PhysAddr, usize)> {
+        self.arena.as_ref().map(|arena| (PhysAddr::new(arena.start), arena.len))
+    }
+
+    /// Memory of the arena, while there is any.
+    pub(crate) fn alloc_in_arena(&self, request: FrameRequest) -> Option<PhysAddr> {
+        self.arena.as_ref()?.frames.alloc(request).ok()
     }
 
     /// Bytes of memory that the system has.
@@ -36,7 +85,8 @@ impl ProcessPlatform {
 
     /// Bytes handed out now.
     pub fn bytes_in_use(&self) -> u64 {
-        self.live.lock().values().map(|&len| len as u64).sum()
+        let arena = self.arena.as_ref().map_or(0, |arena| arena.frames.bytes_in_use());
+        arena + self.live.lock().values().map(|&len| len as u64).sum::<u64>()
     }
 }
 
@@ -63,6 +113,14 @@ unsafe fn unmap(at: usize, len: usize) {
     }
 }
 
+/// New memory of huge pages, the largest that its length is a multiple of, where the administrator has set such aside: one entry of
+/// the IOMMU's table instead of many.
+fn map_huge(len: usize) -> Option<usize> {
+    let sizes = [(GIGANTIC, MapFlags::HUGE_1GB), (HUGE, MapFlags::HUGE_2MB)];
+    let fitting = sizes.into_iter().filter(|&(size, _)| len.is_multiple_of(size));
+    fitting.map(|(_, flag)| map(len, MapFlags::HUGETLB | flag)).find_map(|found| found)
+}
+
 /// New memory with more alignment than a page has: more is mapped, and both ends are given back.
 fn map_aligned(len: usize, align: usize) -> Option<usize> {
     let all = len.checked_add(align - FRAME_SIZE)?;
@@ -87,10 +145,10 @@ unsafe impl Frames for ProcessPlatform {
         if !align.is_power_of_two() {
             return Err(error);
         }
-        // One entry of the IOMMU's table instead of 512, where the administrator has set huge pages aside.
-        let huge = (len.is_multiple_of(HUGE) && align <= HUGE)
-            .then(|| map(len, MapFlags::HUGETLB | MapFlags::HUGE_2MB))
-            .flatten();
+        if let Some(at) = self.alloc_in_arena(request) {
+            return Ok(at);
+        }
+        let huge = (align <= HUGE).then(|| map_huge(len)).flatten();
         let at = huge.or_else(|| map_aligned(len, align)).ok_or(error)?;
         if (at + (len - 1)) as u64 > request.limit.get() {
             // SAFETY: it was mapped just now, and nobody knows it.
@@ -101,7 +159,12 @@ unsafe impl Frames for ProcessPlatform {
         Ok(PhysAddr::new(at as u64))
     }
 
-    unsafe fn free(&self, at: PhysAddr, _size: usize) {
+    unsafe fn free(&self, at: PhysAddr, size: usize) {
+        if let Some(arena) = self.arena.as_ref().filter(|arena| arena.contains(at)) {
+            // SAFETY: the caller's promise: frames of the arena.
+            unsafe { arena.frames.free(at, size) };
+            return;
+        }
         if let Some(len) = self.live.lock().remove(&at.get()) {
             // SAFETY: it was handed out, and the caller gives it back, once.
             unsafe { unmap(at.get() as usize, len) };

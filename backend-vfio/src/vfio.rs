@@ -1,8 +1,9 @@
 //! Devices through VFIO, with the stack over them.
 
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 
-use dma_api::Device;
+use dma_api::{Device, DmaError, DmaMapOps, Gated};
 use iommu_core::pci::{Node, Topology};
 use iommu_core::{Group, Iommu, Settings};
 use platform::pci::{Function, PciAddress};
@@ -14,6 +15,7 @@ use crate::error::VfioError;
 use crate::function::VfioFunction;
 use crate::host::Host;
 use crate::memory::ProcessPlatform;
+use crate::registered::Registered;
 
 /// What is wanted.
 #[derive(Clone, Debug)]
@@ -22,6 +24,8 @@ pub struct Config {
     pub devices: Vec<PciAddress>,
     /// Bytes of the bounce pool: parts of pages that a device would share with something else are copied through it.
     pub bounce_pool: usize,
+    /// Bytes of the arena that a device can have registered ([`Vfio::trust_registered`]), the bounce pool among them; 0 for none.
+    pub arena: usize,
     /// The system.
     pub host: Host,
 }
@@ -29,7 +33,7 @@ pub struct Config {
 impl Config {
     /// These devices of the system that this process runs on, and a bounce pool of 8 MiB.
     pub fn new(devices: impl Into<Vec<PciAddress>>) -> Self {
-        Self { devices: devices.into(), bounce_pool: 8 << 20, host: Host::default() }
+        Self { devices: devices.into(), bounce_pool: 8 << 20, arena: 0, host: Host::default() }
     }
 }
 
@@ -60,7 +64,11 @@ impl Vfio {
             let class = host.number(address, "class").unwrap_or(0);
             topology.insert(Node { class, ..Node::new(address) });
         }
-        let platform = Arc::new(ProcessPlatform::new());
+        let platform = match config.arena {
+            0 => ProcessPlatform::new(),
+            len => ProcessPlatform::with_arena(len)?,
+        };
+        let platform = Arc::new(platform);
         let dyn_platform: Arc<dyn Platform> = platform.clone();
         let anywhere = PhysAddr::new(u64::MAX);
         let pool =
@@ -131,6 +139,36 @@ impl Vfio {
         // SAFETY: the caller's trust.
         let device = unsafe { self.group(address)?.bind_trusted(address) }?;
         Ok((self.function(address)?, device))
+    }
+
+    /// Binds a driver to a device that has the arena registered: see [`Registered`] for what that costs and spares.
+    ///
+    /// # Errors
+    /// [`VfioError::NoArena`], [`VfioError::Register`]; as [`Vfio::bind`].
+    ///
+    /// # Safety
+    /// As [`Vfio::trust`], and more: the device reaches all of the arena, whatever the directions of maps say and after they have
+    /// ended. The caller trusts the device and its driver to touch of it only what they were given, and to stop before that is
+    /// given back.
+    pub unsafe fn trust_registered(
+        &self,
+        address: PciAddress,
+    ) -> Result<(Arc<dyn Function>, Device), VfioError> {
+        if self.platform.arena().is_none() {
+            return Err(VfioError::NoArena(address));
+        }
+        let gone = self.driver.gone(address).ok_or(VfioError::NotOpened(address))?;
+        // SAFETY: the caller's trust.
+        let (function, device) = unsafe { self.trust(address) }?;
+        let device = device.decorated(|ops| {
+            let (platform, copies) = (Arc::clone(&self.platform), Arc::clone(&self.bounce));
+            // SAFETY: the caller's trust.
+            let ops = unsafe { Registered::new(ops, platform, copies) }?;
+            // What needs no call of the kernel must hear of a removal as well.
+            let gate = move || if gone.load(Ordering::Relaxed) { Err(DmaError::Gone) } else { Ok(()) };
+            Ok(Arc::new(Gated::new(ops, gate)) as Arc<dyn DmaMapOps>)
+        });
+        Ok((function, device.map_err(|error| VfioError::Register { address, error })?))
     }
 
     /// Resets a device (Linux: `VFIO_DEVICE_RESET`); what is mapped stays mapped. Its driver begins anew.

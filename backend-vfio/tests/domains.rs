@@ -8,7 +8,8 @@ use std::sync::Arc;
 use backend_vfio::Vfio;
 use common::{Bed, Call, NIC, NVME, READ, WRITE};
 use dma_api::{
-    Bidirectional, CoherentSlice, Device, DmaBuffer, DmaError, FromDevice, MapDirection, Streaming, ToDevice,
+    Attrs, Bidirectional, CoherentSlice, Device, Direction, DmaBuffer, DmaError, FromDevice, MapDirection,
+    SgEntry, Streaming, ToDevice,
 };
 use iommu_core::{Domain, DomainType, Owner, PagingFlags};
 use platform::{DmaAddr, MapError, PhysAddr, Prot};
@@ -279,4 +280,34 @@ fn every_domain_is_strict() {
     let group = vfio.group(NVME).unwrap();
     assert_eq!(group.domain_type(), Some(DomainType::Dma));
     assert!(group.set_type(DomainType::DmaFq).is_err());
+}
+
+#[test]
+fn pieces_side_by_side_are_one_call() {
+    let bed = Bed::new();
+    let vfio = bed.open(&[NVME]).unwrap();
+    let device = bind(&vfio, NVME);
+    // Longer than a segment may be, so that they do not all become one.
+    const PIECE: usize = 48 << 10;
+    let whole = DmaBuffer::<u8>::zeroed(&device, 4 * PIECE).unwrap();
+    let at = whole.phys();
+    bed.mock.calls();
+    // The first two are neighbours; the third is not theirs.
+    let mut list = [0, 1, 3].map(|index| SgEntry::new(at.wrapping_add((PIECE * index) as u64), PIECE));
+    // SAFETY: the buffer stays until the list is unmapped.
+    let segments = unsafe { device.map_sg(&mut list, Direction::ToDevice, Attrs::empty()) }.unwrap();
+    assert_eq!(segments, 3, "a segment is no longer than the device takes");
+    let start = list[0].dma_address.get();
+    let len = PIECE as u64;
+    assert_eq!(
+        bed.mock.calls(),
+        [
+            Call::Map { iova: start, len: 2 * len, flags: READ },
+            Call::Map { iova: start + 2 * len, len, flags: READ }
+        ]
+    );
+    // SAFETY: the list is as it was mapped.
+    unsafe { device.unmap_sg(&list, Direction::ToDevice, Attrs::empty()) }.unwrap();
+    assert_eq!(bed.mock.calls(), [Call::Unmap { iova: start, len: 3 * len }]);
+    assert_eq!(vfio.iommu().statistics().quarantined, 0);
 }

@@ -95,6 +95,18 @@ impl Device {
         Self { ops, debug: Some(Arc::clone(debug)), ..self }
     }
 
+    /// The same device, with a decorator around its operations. Nothing may be mapped yet.
+    ///
+    /// # Errors
+    /// What `decorate` says; the device has then been given back.
+    pub fn decorated<E>(
+        self,
+        decorate: impl FnOnce(Arc<dyn DmaMapOps>) -> Result<Arc<dyn DmaMapOps>, E>,
+    ) -> Result<Self, E> {
+        let ops = decorate(self.ops)?;
+        Ok(Self { ops, ..self })
+    }
+
     /// Who hears of the driver's mistakes, if it is checked.
     pub(crate) fn debug(&self) -> Option<&Arc<DmaDebug>> {
         self.debug.as_ref()

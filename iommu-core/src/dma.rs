@@ -21,7 +21,7 @@ use self::sg::has_partial_pages;
 use crate::cookie::DmaCookie;
 use crate::domain::Domain;
 use crate::group::{Ownership, Status, check_usable};
-use crate::scatter::{Layout, finalise};
+use crate::scatter::{Layout, Run, finalise, runs};
 
 /// A bound device's DMA, translated by its group's domain.
 #[derive(Debug)]
@@ -428,15 +428,11 @@ unsafe impl DmaMapOps for IommuDma {
         };
         let iova = self.alloc_iova(layout.size, parms.streaming_limit())?;
         let prot = dma_info_to_prot(dir, parms.is_coherent(), attrs);
-        let mut places = layout.restart();
-        for (index, entry) in list.iter().enumerate() {
-            let Some(place) = places.place(entry) else { break };
-            let at = iova.wrapping_add(place.offset);
-            let phys = entry.phys.align_down(granule);
+        for Run { before, at, phys, len } in runs(list, iova, layout) {
             // SAFETY: the caller's promise; the addresses are this call's own, of the domain's allocator, and whole granules.
-            let (done, result) = unsafe { self.domain.map_granules(at, phys, place.len, prot) };
+            let (done, result) = unsafe { self.domain.map_granules(at, phys, len, prot) };
             if let Err(error) = result {
-                return Err(self.undo_sg(iova, layout, &list[..index], (at, done), error));
+                return Err(self.undo_sg(iova, layout, &list[..before], (at, done), error));
             }
         }
         if let Err(error) = self.domain.sync_map(iova, layout.size) {
@@ -481,8 +477,13 @@ unsafe impl DmaMapOps for IommuDma {
         let size = last.get() - iova.get() + last_len;
         let mut gather = self.domain.gather();
         let mut whole = true;
-        for (at, len) in segments().map(granules) {
-            // SAFETY: the caller's promise: these are the segments of one live mapping, ended once.
+        let mut all = segments().map(granules).peekable();
+        // Segments side by side together, as they were mapped: some tables do not cut a mapping.
+        while let Some((at, mut len)) = all.next() {
+            while let Some((_, more)) = all.next_if(|&(next, _)| at.wrapping_add(len) == next) {
+                len += more;
+            }
+            // SAFETY: the caller's promise: these are segments of one live mapping, ended once.
             whole &= unsafe { self.domain.unmap(at, len, &mut gather) } >= len;
         }
         self.end_unmap(iova, size, whole, &mut gather)

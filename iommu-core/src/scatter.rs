@@ -2,7 +2,7 @@
 //! `__finalise_sg`).
 
 use dma_api::SgEntry;
-use platform::DmaAddr;
+use platform::{DmaAddr, PhysAddr};
 
 /// Lays elements out one after the other, each in granules of its own. An element that would cross the device's segment
 /// boundary is moved up to it: the block is aligned to its size rounded up to a power of two, so offsets keep their place
@@ -53,6 +53,37 @@ impl Layout {
         self.size = offset.checked_add(len)?;
         Some(Place { offset, len })
     }
+}
+
+/// Elements that follow each other in memory and in the block: one mapping.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Run {
+    /// How many elements are before it.
+    pub(crate) before: usize,
+    pub(crate) at: DmaAddr,
+    pub(crate) phys: PhysAddr,
+    pub(crate) len: u64,
+}
+
+/// The runs of a list, laid out from `iova` on.
+pub(crate) fn runs(list: &[SgEntry], iova: DmaAddr, layout: Layout) -> impl Iterator<Item = Run> {
+    let granule = layout.granule;
+    let mut places = layout.restart();
+    let elements = list.iter().enumerate().map_while(move |(before, entry)| {
+        let Place { offset, len } = places.place(entry)?;
+        Some(Run { before, at: iova.wrapping_add(offset), phys: entry.phys.align_down(granule), len })
+    });
+    let mut elements = elements.peekable();
+    core::iter::from_fn(move || {
+        let mut run = elements.next()?;
+        let joins = |run: &Run, next: &Run| {
+            run.at.wrapping_add(run.len) == next.at && run.phys.checked_add(run.len) == Some(next.phys)
+        };
+        while let Some(next) = elements.next_if(|next| joins(&run, next)) {
+            run.len += next.len;
+        }
+        Some(run)
+    })
 }
 
 /// Writes the device's segments into the list and returns how many there are. Elements that follow each other without a
