@@ -173,7 +173,7 @@ impl AmdIommu {
 
     /// Misbehaves: interrupts for which there is no reason.
     pub fn interrupt_for_nothing(&self) {
-        self.shared.raise_msi();
+        self.shared.raise_interrupt();
     }
 
     /// Is slow: each command takes `time` at least.
