@@ -3,6 +3,7 @@
 //!
 //! Maps and unmaps are timed apart: a round does as many maps as there are places, then as many unmaps.
 
+mod every;
 mod frames;
 mod limits;
 #[cfg(target_arch = "x86_64")]
@@ -15,7 +16,7 @@ use std::time::{Duration, Instant};
 use criterion::{Criterion, criterion_group, criterion_main};
 use frames::Pool;
 use io_pgtable::{AmdV1, Format, IoPageTable, IoPgtableCfg, PageTable, Quirks, RiscV, X86_64};
-use platform::{DmaAddr, IotlbGather, LeakCounter, PhysAddr, Prot};
+use platform::{DmaAddr, Frames, IotlbGather, LeakCounter, PhysAddr, Prot};
 
 const KIB4: u64 = 1 << 12;
 const MIB1: u64 = 1 << 20;
@@ -27,7 +28,7 @@ const PHYS: u64 = 0x1_4000_0000;
 
 /// A page table, ours or another's.
 trait Subject {
-    /// Maps `count` pages to [`PHYS`].
+    /// Maps `count` pages, always to the same place.
     fn map(&mut self, iova: u64, page_size: u64, count: usize);
     /// Unmaps what was mapped by one call.
     fn unmap(&mut self, iova: u64, len: u64);
@@ -65,25 +66,28 @@ fn pages(
 
 /// A table with its frames. Dynamic, as a domain that is generic would call it.
 struct Bench {
-    pool: Arc<Pool>,
+    frames: Arc<dyn Frames>,
     table: Box<dyn IoPageTable>,
     leaks: LeakCounter,
+    /// Where mappings lead.
+    phys: u64,
 }
 
 impl Bench {
-    fn new<F: Format>(cfg: &IoPgtableCfg) -> Self {
-        let pool = Arc::new(Pool::default());
-        let table = Box::new(PageTable::<F>::new(pool.clone(), cfg).expect("a table"));
-        Self { pool, table, leaks: LeakCounter::new() }
+    fn new<F: Format>(frames: Arc<dyn Frames>, cfg: &IoPgtableCfg) -> Self {
+        let table = Box::new(PageTable::<F>::new(frames.clone(), cfg).expect("a table"));
+        Self { frames, table, leaks: LeakCounter::new(), phys: PHYS }
+    }
+
+    /// Where a byte of a mapped page is.
+    fn look(&self, iova: u64) -> u64 {
+        let found = self.table.iova_to_phys(DmaAddr::new(iova + 0x123));
+        found.expect("a mapped page").phys.get()
     }
 
     fn lookups(&mut self, c: &mut Criterion, name: &str, places: &[u64], limits: Option<&str>) {
         places.iter().for_each(|iova| self.map(*iova, KIB4, 1));
-        let look = |iova| {
-            let found = self.table.iova_to_phys(DmaAddr::new(iova + 0x123));
-            found.expect("a mapped page").phys.get()
-        };
-        limits::lookups(c, &format!("{name}: iova_to_phys"), places, look);
+        limits::lookups(c, &format!("{name}: iova_to_phys"), places, |iova| self.look(iova));
         if let Some(name) = limits {
             limits::chases(c, name, &*self.table, places);
         }
@@ -93,7 +97,7 @@ impl Bench {
 
 impl Subject for Bench {
     fn map(&mut self, iova: u64, page_size: u64, count: usize) {
-        let (iova, phys) = (DmaAddr::new(iova), PhysAddr::new(black_box(PHYS)));
+        let (iova, phys) = (DmaAddr::new(iova), PhysAddr::new(black_box(self.phys)));
         // SAFETY: no device walks the table, and no other thread uses it.
         let (done, result) = unsafe { self.table.map_pages(iova, phys, page_size, count, RW) };
         assert!(done == page_size * count as u64 && result.is_ok());
@@ -105,7 +109,7 @@ impl Subject for Bench {
         // SAFETY: as above.
         assert_eq!(unsafe { self.table.unmap_range(DmaAddr::new(iova), len, &mut gather) }, len);
         // SAFETY: there is no IOMMU.
-        let _flushed = unsafe { gather.flushed(&*self.pool) };
+        let _flushed = unsafe { gather.flushed(&*self.frames) };
     }
 }
 
@@ -157,7 +161,7 @@ fn wide(subject: &mut impl Subject) -> Vec<u64> {
 
 /// Benches a format; one of four levels of nine bits at 12 beside the loads that this takes at least.
 fn format<F: Format>(c: &mut Criterion, name: &str, cfg: &IoPgtableCfg, limits: bool) {
-    let mut bench = Bench::new::<F>(cfg);
+    let mut bench = Bench::new::<F>(Arc::new(Pool::default()), cfg);
     let sizes = bench.table.page_sizes();
     let name = |row: &str| format!("{name}: {row}");
     let singles = singles(&mut bench);
@@ -213,4 +217,13 @@ fn other(c: &mut Criterion, name: &str, mut subject: impl Subject) {
 fn others(_: &mut Criterion) {}
 
 criterion_group!(benches, limits::words, formats, others);
-criterion_main!(benches);
+criterion_group! {
+    name = every_format;
+    // Many, so each is short.
+    config = Criterion::default()
+        .warm_up_time(Duration::from_millis(50))
+        .measurement_time(Duration::from_millis(200))
+        .sample_size(20);
+    targets = every::formats
+}
+criterion_main!(benches, every_format);
