@@ -104,6 +104,7 @@ impl Shared {
     #[doc(alias = "pdev_disable_cap_ats")]
     pub(crate) fn stop_ats(&self, dev: PciAddress, state: &mut DeviceState) -> Result<(), CommandError> {
         let (Some(ats), true) = (state.ats, state.ats_on) else { return Ok(()) };
+        self.switch_page_requests(dev, state, false);
         // A device that is off answers no invalidation: whoever is about to send one must have sent it, or see that it is.
         state.listeners().for_each(|listeners| listeners.mute(dev));
         let arrived = state.units(self).try_for_each(|unit| unit.run(&[]));
@@ -142,7 +143,11 @@ impl Shared {
         // What it kept before it must not use now, should it not have forgotten that by itself (Linux: `device_flush_dte`).
         self.forget_in_device(segment, dev, state, state.own_pasid())?;
         let pasids: Vec<u32> = state.pasids.keys().copied().collect();
-        pasids.into_iter().try_for_each(|pasid| self.forget_in_device(segment, dev, state, Some(pasid)))
+        pasids.into_iter().try_for_each(|pasid| self.forget_in_device(segment, dev, state, Some(pasid)))?;
+        if state.ats_on {
+            self.switch_page_requests(dev, state, true);
+        }
+        Ok(())
     }
 
     /// Lists a device with the domains that it and its PASIDs are in.
@@ -189,6 +194,7 @@ impl Shared {
         dev: PciAddress,
         state: &mut DeviceState,
     ) -> Result<(), CommandError> {
+        self.switch_page_requests(dev, state, false);
         if let (Some(ats), Some(config)) = (state.ats.take(), self.device_config()) {
             ats.disable(config, dev);
         }

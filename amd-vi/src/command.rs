@@ -33,6 +33,8 @@ pub enum Opcode {
     InvalidateIotlbPages = 4,
     /// INVALIDATE_INTERRUPT_TABLE.
     InvalidateInterruptTable = 5,
+    /// COMPLETE_PPR_REQUEST.
+    CompletePprRequest = 7,
     /// INVALIDATE_IOMMU_ALL.
     InvalidateIommuAll = 8,
 }
@@ -131,6 +133,18 @@ impl Command {
         Self { q0: Opcode::InvalidateInterruptTable.bits() | device as u64, q1: 0 }
     }
 
+    /// COMPLETE_PPR_REQUEST: answers the page requests of `group` (9 bits) of `device` with `code` (4 bits); the answer carries
+    /// `pasid` (20 bits) if there is one (Linux: `build_complete_ppr`).
+    #[doc(alias = "build_complete_ppr")]
+    pub const fn complete_ppr_request(device: u16, pasid: Option<u32>, group: u16, code: u8) -> Self {
+        let (pasid, gn) = match pasid {
+            Some(pasid) => (pasid as u64 & 0xf_ffff, GN),
+            None => (0, 0),
+        };
+        let tag = group as u64 & 0x1ff | (code as u64 & 0xf) << 12;
+        Self { q0: Opcode::CompletePprRequest.bits() | pasid << 32 | device as u64, q1: tag << 32 | gn }
+    }
+
     /// INVALIDATE_IOMMU_ALL: drops everything; only where the unit has IASup (Linux: `build_inv_all`).
     #[doc(alias = "build_inv_all")]
     pub const fn invalidate_iommu_all() -> Self {
@@ -145,6 +159,7 @@ impl Command {
             3 => Some("INVALIDATE_IOMMU_PAGES"),
             4 => Some("INVALIDATE_IOTLB_PAGES"),
             5 => Some("INVALIDATE_INTERRUPT_TABLE"),
+            7 => Some("COMPLETE_PPR_REQUEST"),
             8 => Some("INVALIDATE_IOMMU_ALL"),
             _ => None,
         }
@@ -152,7 +167,7 @@ impl Command {
 
     /// Whether the command drops something that the unit caches.
     pub const fn is_invalidation(self) -> bool {
-        self.q0 >> 60 != Opcode::CompletionWait as u64
+        !matches!(self.q0 >> 60, 1 | 7)
     }
 }
 
@@ -162,7 +177,7 @@ impl fmt::Display for Command {
         write!(f, "{:016x} {:016x} {}", self.q0, self.q1, self.name().unwrap_or("UNKNOWN"))?;
         match self.q0 >> 60 {
             1 if self.q0 & 1 != 0 => write!(f, " stores {:#x}", self.q1),
-            2 | 4 | 5 => write!(f, " device={}", RequesterId::new(self.q0 as u16)),
+            2 | 4 | 5 | 7 => write!(f, " device={}", RequesterId::new(self.q0 as u16)),
             3 => write!(f, " domain={:#06x}", self.q0 >> 32 & 0xffff),
             _ => Ok(()),
         }

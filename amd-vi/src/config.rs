@@ -28,6 +28,8 @@ pub struct Config {
     pub log2_commands: u32,
     /// Logarithm of the entries of an event log, 8 to 15.
     pub log2_events: u32,
+    /// Logarithm of the entries of a log of page requests, 8 to 15.
+    pub log2_page_requests: u32,
     /// How long a completion may take. A device may take a second to answer an IOTLB invalidation, so longer than that.
     pub command_timeout: Duration,
     /// Interrupt remapping, if the kernel takes every message that a device is to send from [`AmdVi::irq_remap`](crate::AmdVi::irq_remap):
@@ -54,6 +56,7 @@ impl Default for Config {
             levels: 4,
             log2_commands: 9,
             log2_events: 9,
+            log2_page_requests: 9,
             command_timeout: Duration::from_secs(5),
             irq_remap: None,
             unchecked_interrupts: false,

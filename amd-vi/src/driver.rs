@@ -5,8 +5,8 @@ use alloc::sync::Arc;
 use alloc::vec::Vec;
 
 use iommu_core::{
-    AttachError, Capability, DomainError, DomainOps, Fault, IommuOps, IrqRemap, PagingFlags, ProbeError,
-    Probed, ResvRegion, ResvType,
+    AttachError, Capability, DomainError, DomainOps, Fault, Iommu, IommuOps, IrqRemap, PageResponse,
+    PagingFlags, ProbeError, Probed, ResvRegion, ResvType,
 };
 use platform::pci::{ConfigSpace, PciAddress, RequesterId};
 use platform::sync::Mutex;
@@ -31,6 +31,7 @@ use crate::ivrs::{DeviceEntry, Ivmd, Ivrs};
 use crate::listeners::Listeners;
 use crate::pasid::PasidCapability;
 use crate::pci_capability;
+use crate::ppr::Pri;
 use crate::unit::Unit;
 
 /// What the devices of a PCI segment share (Linux: `struct amd_iommu_pci_seg`).
@@ -129,6 +130,8 @@ pub(crate) struct DeviceState {
     pub(crate) ats: Option<Ats>,
     /// Whether that is on.
     pub(crate) ats_on: bool,
+    /// Its page requests, if it may make any.
+    pub(crate) pri: Option<Pri>,
     /// Its PASIDs, if it can have any.
     pub(crate) pasid: Option<PasidCapability>,
     /// How many of them, 0 for none.
@@ -272,11 +275,13 @@ impl Shared {
         let ats = if trusted { self.find_ats(segment, dev, &ids) } else { None };
         let (pasid, max_pasids) = self.find_pasids(dev, &ids).unzip();
         let max_pasids = max_pasids.unwrap_or(0);
+        let pri = ats.and_then(|_| self.find_pri(dev, &ids));
         let state = DeviceState {
             ids,
             attached: Attachment::None,
             ats,
             ats_on: false,
+            pri,
             pasid,
             max_pasids,
             pasids: BTreeMap::new(),
@@ -399,11 +404,13 @@ impl Shared {
     ) -> Result<(), CommandError> {
         let (translation, interrupts) = self.translation(attachment);
         let ats = state.answers_translations(attachment);
+        let asks = state.asks_for_pages(attachment);
         let guest = state.guest_fields(self, attachment);
         for &(id, unit) in ids {
             let Some(unit) = self.units.get(unit) else { continue };
             let mut entry = segment.table.entry_for(id, translation, interrupts);
             entry.translation.set_i(ats);
+            entry.translation.set_ppr(asks);
             guest.into_iter().for_each(|guest| guest.apply(&mut entry));
             if self.config.unchecked_interrupts
                 && self.config.irq_remap.is_none()
@@ -613,6 +620,17 @@ impl AmdVi {
         handled
     }
 
+    /// What the same interrupt asks for where devices ask for pages: takes their requests to the core, which has them answered
+    /// (Linux: `amd_iommu_int_thread_pprlog`). Call it after [`AmdVi::handle_interrupt`].
+    #[doc(alias = "amd_iommu_int_thread_pprlog")]
+    pub fn handle_page_requests(&self, core: &Iommu) -> Handled {
+        let mut handled = Handled::default();
+        if !self.shared.is_stopped() {
+            self.shared.units().iter().for_each(|unit| handled.add(unit.handle_page_requests(core)));
+        }
+        handled
+    }
+
     /// Blocks all devices and turns all units off (Linux: `disable_iommus`). From then on nothing is translated or checked,
     /// and every call on a domain fails.
     ///
@@ -740,6 +758,11 @@ unsafe impl IommuOps for AmdVi {
     /// What remembers absence is a hypervisor, which has work with each flush and each map alike: lazily there is little to gain.
     fn strict_by_default(&self, dev: PciAddress) -> bool {
         self.shared.unit_of(dev).is_some_and(Unit::np_cache)
+    }
+
+    #[doc(alias = "amd_iommu_page_response")]
+    fn page_response(&self, dev: PciAddress, response: PageResponse) {
+        self.shared.respond(dev, response);
     }
 
     #[doc(alias = "amd_iommu_get_resv_regions")]

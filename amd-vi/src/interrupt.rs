@@ -13,6 +13,8 @@ use crate::unit::Unit;
 pub struct Handled {
     /// Entries taken out of event logs.
     pub events: usize,
+    /// Page requests taken out of their logs.
+    pub page_requests: usize,
     /// Logs restarted after an overflow.
     pub overflows: usize,
     /// Command buffers restarted after an illegal command.
@@ -24,6 +26,7 @@ pub struct Handled {
 impl Handled {
     pub(crate) fn add(&mut self, other: Self) {
         self.events += other.events;
+        self.page_requests += other.page_requests;
         self.overflows += other.overflows;
         self.resets += other.resets;
         self.failures += other.failures;
@@ -31,7 +34,7 @@ impl Handled {
 }
 
 /// How often the status is read again before the handler leaves: a unit that never stops asking is called again anyway.
-const ROUNDS: usize = 64;
+pub(crate) const ROUNDS: usize = 64;
 
 impl Unit {
     /// Empties the event log into `sink` and restarts what has stopped (Linux: `amd_iommu_int_thread`).

@@ -29,6 +29,7 @@ mod log;
 mod memory;
 mod pasid;
 pub mod pci_capability;
+pub mod ppr;
 pub mod registers;
 mod unit;
 
@@ -43,5 +44,5 @@ pub use hardware::{Hardware, MsiMessage};
 pub use init::{InitError, InitState};
 pub use interrupt::{Handled, fault};
 pub use irq_remap::{IrqRemapConfig, NoIrqRemap, irte};
-pub use log::{EventLog, LogStatistics};
+pub use log::{EventLog, LogStatistics, PprLog};
 pub use unit::Unit;

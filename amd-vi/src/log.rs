@@ -1,8 +1,9 @@
-//! The event log: a ring that the unit fills and the driver empties.
+//! The event log and the log of page requests: rings that the unit fills and the driver empties.
 
 use alloc::collections::BTreeMap;
 use alloc::sync::Arc;
 use alloc::vec::Vec;
+use core::marker::PhantomData;
 use core::time::Duration;
 
 use platform::sync::Mutex;
@@ -12,13 +13,84 @@ use platform::{OutOfFrames, Platform, TimedOut, time};
 use crate::control::ControlRegister;
 use crate::event::{Event, EventCode};
 use crate::memory::Region;
-use crate::registers::{LOG2_ENTRIES, Registers, Status, offset, ring_base};
+use crate::ppr::PprEntry;
+use crate::registers::{Control, LOG2_ENTRIES, Registers, Status, offset, ring_base};
 
 /// How long an entry that the tail has passed may stay unwritten (errata 732 and 733).
 const ENTRY_TIMEOUT: Duration = Duration::from_millis(10);
 
 /// How many entries are taken out under one hold of the lock.
 const BATCH: usize = 16;
+
+/// Which of a unit's logs.
+#[derive(Debug)]
+pub struct Kind {
+    base: usize,
+    head: usize,
+    tail: usize,
+    /// The control register with the log and its interrupt on or off.
+    switch: fn(Control, bool, bool) -> Control,
+    interrupts: fn(&Control) -> bool,
+    runs: fn(&Status) -> bool,
+    overflowed: fn(&Status) -> bool,
+    /// What keeps it from running after an overflow, and says that there are entries.
+    clear: Status,
+}
+
+/// An entry of a log: sixteen bytes, of which bits 63:60 are 0 until it is written.
+pub trait LogEntry: Copy {
+    /// The log that has such entries.
+    const LOG: Kind;
+
+    /// From its two words.
+    fn from_words(q0: u64, q1: u64) -> Self;
+
+    /// The device that has left an invalidation without an answer, if it says that.
+    fn unanswered(self) -> Option<u16> {
+        None
+    }
+}
+
+impl LogEntry for Event {
+    const LOG: Kind = Kind {
+        base: offset::EVENT_LOG_BASE,
+        head: offset::EVENT_HEAD,
+        tail: offset::EVENT_TAIL,
+        switch: |control, log, interrupt| control.with_event_log_en(log).with_event_int_en(interrupt),
+        interrupts: Control::event_int_en,
+        runs: Status::event_log_run,
+        overflowed: Status::event_overflow,
+        clear: Status::new().with_event_overflow(true).with_event_log_int(true),
+    };
+
+    fn from_words(q0: u64, q1: u64) -> Self {
+        Self::from_words(q0, q1)
+    }
+
+    fn unanswered(self) -> Option<u16> {
+        (self.code() == EventCode::IotlbInvTimeout).then_some(self.header.device())
+    }
+}
+
+impl LogEntry for PprEntry {
+    const LOG: Kind = Kind {
+        base: offset::PPR_LOG_BASE,
+        head: offset::PPR_HEAD,
+        tail: offset::PPR_TAIL,
+        switch: |control, log, interrupt| control.with_ppr_log_en(log).with_ppr_int_en(interrupt),
+        interrupts: Control::ppr_int_en,
+        runs: Status::ppr_log_run,
+        overflowed: Status::ppr_overflow,
+        clear: Status::new().with_ppr_overflow(true).with_ppr_int(true),
+    };
+
+    fn from_words(q0: u64, q1: u64) -> Self {
+        Self::from_words(q0, q1)
+    }
+}
+
+/// Bytes in an entry.
+const SIZE: u64 = 16;
 
 /// What went through the log so far.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
@@ -43,15 +115,21 @@ struct Reader {
 }
 
 /// The event log of a unit.
+pub type EventLog = Log<Event>;
+/// The log of page requests of a unit.
+pub type PprLog = Log<PprEntry>;
+
+/// A log of a unit.
 #[derive(Debug)]
-pub struct EventLog {
+pub struct Log<E> {
     ring: Region,
     registers: Registers,
     platform: Arc<dyn Platform>,
     reader: Mutex<Reader>,
+    entries: PhantomData<fn() -> E>,
 }
 
-impl EventLog {
+impl<E: LogEntry> Log<E> {
     /// A log of `2^log2_entries` entries (8 to 15), which the unit does not know yet.
     ///
     /// # Errors
@@ -61,21 +139,27 @@ impl EventLog {
         registers: Registers,
         log2_entries: u32,
     ) -> Result<Self, OutOfFrames> {
-        let ring = Region::new(platform, Event::SIZE << log2_entries.clamp(LOG2_ENTRIES.0, LOG2_ENTRIES.1))?;
-        Ok(Self { ring, registers, platform: platform.clone(), reader: Mutex::new(Reader::default()) })
+        let ring = Region::new(platform, SIZE << log2_entries.clamp(LOG2_ENTRIES.0, LOG2_ENTRIES.1))?;
+        Ok(Self {
+            ring,
+            registers,
+            platform: platform.clone(),
+            reader: Mutex::new(Reader::default()),
+            entries: PhantomData,
+        })
     }
 
     /// Tells the unit where the log is and empties it. The unit must not be logging (EventLogRun = 0).
     #[doc(alias = "iommu_enable_event_buffer")]
     pub(crate) fn program(&self) {
-        let log2_entries = (self.ring.size() / Event::SIZE).trailing_zeros();
-        self.registers.write(offset::EVENT_LOG_BASE, ring_base(self.ring.base(), log2_entries));
+        let log2_entries = (self.ring.size() / SIZE).trailing_zeros();
+        self.registers.write(E::LOG.base, ring_base(self.ring.base(), log2_entries));
         self.rewind(&mut self.reader.lock());
     }
 
     fn rewind(&self, reader: &mut Reader) {
-        self.registers.write(offset::EVENT_HEAD, 0);
-        self.registers.write(offset::EVENT_TAIL, 0);
+        self.registers.write(E::LOG.head, 0);
+        self.registers.write(E::LOG.tail, 0);
         (reader.head, reader.looked) = (0, 0);
     }
 
@@ -85,15 +169,15 @@ impl EventLog {
     }
 
     /// The entries that are there now, oldest first; they stay. One that is not written yet has code 0.
-    pub fn pending(&self) -> Vec<Event> {
+    pub fn pending(&self) -> Vec<E> {
         let mask = self.ring.size() - 1;
         let mut at = self.reader.lock().head;
         let tail = self.tail();
         let mut events = Vec::new();
         while at != tail {
             let first = self.ring.word(at).load(Ordering::Acquire);
-            events.push(Event::from_words(first, self.ring.word(at + 8).load(Ordering::Relaxed)));
-            at = (at + Event::SIZE) & mask;
+            events.push(E::from_words(first, self.ring.word(at + 8).load(Ordering::Relaxed)));
+            at = (at + SIZE) & mask;
         }
         events
     }
@@ -114,11 +198,11 @@ impl EventLog {
         let mut reader = self.reader.lock();
         let tail = self.tail();
         self.look(&mut reader, tail);
-        reader.statistics.overflows == overflows && !self.registers.status().event_overflow()
+        reader.statistics.overflows == overflows && !(E::LOG.overflowed)(&self.registers.status())
     }
 
     fn tail(&self) -> u64 {
-        self.registers.read(offset::EVENT_TAIL) & (self.ring.size() - 1) & !(Event::SIZE - 1)
+        self.registers.read(E::LOG.tail) & (self.ring.size() - 1) & !(SIZE - 1)
     }
 
     /// Waits until the entry at `at` is there: the tail may be seen before it, and its code is still 0 then.
@@ -131,21 +215,20 @@ impl EventLog {
         while reader.looked != tail {
             if self.is_written(reader.looked) {
                 let word = |at| self.ring.word(reader.looked + at).load(Ordering::Acquire);
-                let event = Event::from_words(word(0), word(8));
-                if event.code() == EventCode::IotlbInvTimeout {
-                    *reader.unanswered.entry(event.header.device()).or_default() += 1;
+                if let Some(device) = E::from_words(word(0), word(8)).unanswered() {
+                    *reader.unanswered.entry(device).or_default() += 1;
                 }
             }
-            reader.looked = (reader.looked + Event::SIZE) & (self.ring.size() - 1);
+            reader.looked = (reader.looked + SIZE) & (self.ring.size() - 1);
         }
     }
 
     /// Takes out every entry that is there now and hands it to `sink`, oldest first (Linux: `iommu_poll_events`). Returns
     /// how many. `sink` runs without a lock held.
     #[doc(alias = "iommu_poll_events")]
-    pub(crate) fn drain(&self, sink: &mut dyn FnMut(Event)) -> usize {
+    pub(crate) fn drain(&self, sink: &mut dyn FnMut(E)) -> usize {
         // What is logged meanwhile raises the status bit again; so one round of the ring is enough, and it ends.
-        let mut left = (self.ring.size() / Event::SIZE) as usize;
+        let mut left = (self.ring.size() / SIZE) as usize;
         let mut drained = 0;
         while left > 0 {
             let mut batch = [None; BATCH];
@@ -161,7 +244,7 @@ impl EventLog {
     }
 
     /// Moves up to `batch.len()` entries out of the ring. Returns how many the head moved over.
-    fn take(&self, batch: &mut [Option<Event>]) -> usize {
+    fn take(&self, batch: &mut [Option<E>]) -> usize {
         let mask = self.ring.size() - 1;
         let mut reader = self.reader.lock();
         let tail = self.tail();
@@ -171,7 +254,7 @@ impl EventLog {
             let (first, second) = (self.ring.word(reader.head), self.ring.word(reader.head + 8));
             if self.is_written(reader.head) {
                 batch[taken] =
-                    Some(Event::from_words(first.load(Ordering::Acquire), second.load(Ordering::Relaxed)));
+                    Some(E::from_words(first.load(Ordering::Acquire), second.load(Ordering::Relaxed)));
                 reader.statistics.events += 1;
             } else {
                 reader.statistics.unwritten += 1;
@@ -179,11 +262,11 @@ impl EventLog {
             // So that the next round through the ring can tell whether it has been written.
             first.store(0, Ordering::Relaxed);
             second.store(0, Ordering::Relaxed);
-            reader.head = (reader.head + Event::SIZE) & mask;
+            reader.head = (reader.head + SIZE) & mask;
             taken += 1;
         }
         if taken != 0 {
-            self.registers.write(offset::EVENT_HEAD, reader.head);
+            self.registers.write(E::LOG.head, reader.head);
         }
         taken
     }
@@ -199,15 +282,15 @@ impl EventLog {
         let clock: &dyn Platform = &*self.platform;
         let mut interrupts = false;
         control.update(|value| {
-            interrupts = value.event_int_en();
-            value.with_event_log_en(false).with_event_int_en(false)
+            interrupts = (E::LOG.interrupts)(&value);
+            (E::LOG.switch)(value, false, false)
         });
-        if let Err(late) = control.wait(clock, |status| !status.event_log_run()) {
+        if let Err(late) = control.wait(clock, |status| !(E::LOG.runs)(&status)) {
             // The next try must find the interrupt as it was.
-            control.update(|value| value.with_event_int_en(interrupts));
+            control.update(|value| (E::LOG.switch)(value, false, interrupts));
             return Err(late);
         }
-        self.registers.clear_status(Status::new().with_event_overflow(true).with_event_log_int(true));
+        self.registers.clear_status(E::LOG.clear);
         {
             let mut reader = self.reader.lock();
             reader.statistics.overflows += 1;
@@ -217,7 +300,7 @@ impl EventLog {
             }
             self.rewind(&mut reader);
         }
-        control.update(|value| value.with_event_log_en(true).with_event_int_en(interrupts));
+        control.update(|value| (E::LOG.switch)(value, true, interrupts));
         Ok(())
     }
 

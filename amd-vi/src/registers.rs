@@ -25,6 +25,8 @@ pub mod offset {
     pub const EXCLUSION_LIMIT: usize = 0x0028;
     /// Extended Feature Register (EFR).
     pub const EXTENDED_FEATURE: usize = 0x0030;
+    /// PPR Log Base Address Register.
+    pub const PPR_LOG_BASE: usize = 0x0038;
     /// XT IOMMU General Interrupt Control Register: events and completion waits.
     pub const XT_GENERAL_INTERRUPT: usize = 0x0170;
     /// XT IOMMU PPR Interrupt Control Register.
@@ -43,6 +45,12 @@ pub mod offset {
     pub const EVENT_TAIL: usize = 0x2018;
     /// IOMMU Status Register.
     pub const STATUS: usize = 0x2020;
+    /// PPR Log Head Pointer Register.
+    pub const PPR_HEAD: usize = 0x2030;
+    /// PPR Log Tail Pointer Register.
+    pub const PPR_TAIL: usize = 0x2038;
+    /// PPR Log Auto Response Register: the code with which the unit answers what it cannot log.
+    pub const PPR_AUTO_RESPONSE: usize = 0x2080;
 }
 
 /// The length of the register region of a unit without performance counters, in bytes.
@@ -120,6 +128,16 @@ pub struct Control {
 }
 
 impl Control {
+    /// PPRAutoRspEn, bit 39: the unit answers page requests that it cannot log.
+    pub(crate) fn with_ppr_auto_rsp_en(self, on: bool) -> Self {
+        Self::from_bits(self.into_bits() & !(1 << 39) | u64::from(on) << 39)
+    }
+
+    /// EPHEn, bit 45: enhanced peripheral page request handling.
+    pub(crate) fn with_eph_en(self, on: bool) -> Self {
+        Self::from_bits(self.into_bits() & !(1 << 45) | u64::from(on) << 45)
+    }
+
     /// Its single bits, by the specification's names.
     pub(crate) const NAMES: &[(u32, &str)] = &[
         (0, "IommuEn"),
@@ -139,6 +157,8 @@ impl Control {
         (17, "GAEn"),
         (28, "GALogEn"),
         (29, "GAIntEn"),
+        (39, "PPRAutoRspEn"),
+        (45, "EPHEn"),
         (50, "XTEn"),
         (51, "IntCapXTEn"),
     ];
@@ -320,6 +340,11 @@ pub struct ExtendedFeatures {
 }
 
 impl ExtendedFeatures {
+    /// PPRAutoRspSup, bit 41: the unit can answer page requests that it cannot log.
+    pub const fn ppr_auto_rsp_sup(self) -> bool {
+        self.into_bits() >> 41 & 1 != 0
+    }
+
     /// The most levels that a host (v1) page table may have, or `None` when the unit does not translate with host tables.
     pub const fn host_levels(self) -> Option<u8> {
         match self.hats() {

@@ -17,7 +17,7 @@ use crate::gcr3::Gcr3Table;
 use crate::invalidate::{Cover, MOST_BLOCKS, split};
 use crate::irq_remap::IrqMode;
 use crate::ivrs::{Ivhd, IvhdFlags};
-use crate::log::EventLog;
+use crate::log::{EventLog, PprLog};
 use crate::pci_capability::IommuCapability;
 use crate::registers::{
     Control, ExtendedFeatures, ExtendedFeatures2, InvTimeout, Registers, Status, XtInterruptControl, offset,
@@ -36,6 +36,7 @@ pub struct Unit {
     control: ControlRegister,
     commands: CommandQueue,
     events: EventLog,
+    page_requests: Option<PprLog>,
     platform: Arc<dyn Platform>,
 }
 
@@ -63,6 +64,22 @@ impl Unit {
                 return Err(error);
             }
         };
+        let guest = features.gt_sup() && features.gio_sup();
+        let page_requests = if guest && features.ppr_sup() {
+            match PprLog::new(platform, registers.clone(), config.log2_page_requests) {
+                Ok(log) => Some(log),
+                Err(error) => {
+                    // SAFETY: the unit has never been told of the rings.
+                    unsafe {
+                        commands.free();
+                        events.free();
+                    }
+                    return Err(error);
+                }
+            }
+        } else {
+            None
+        };
         Ok(Self {
             index,
             features,
@@ -72,6 +89,7 @@ impl Unit {
             control: ControlRegister::new(registers.clone()),
             commands,
             events,
+            page_requests,
             registers,
             ivhd,
             platform: platform.clone(),
@@ -152,6 +170,11 @@ impl Unit {
         &self.events
     }
 
+    /// Its log of page requests, if it takes any: they are for guest tables.
+    pub fn page_requests(&self) -> Option<&PprLog> {
+        self.page_requests.as_ref()
+    }
+
     /// Its registers.
     pub fn registers(&self) -> &Registers {
         &self.registers
@@ -194,15 +217,24 @@ impl Unit {
         self.registers.write(offset::DEVICE_TABLE_BASE, device_table);
         self.commands.program();
         self.events.program();
+        self.page_requests.iter().for_each(PprLog::program);
+        if self.features.ppr_auto_rsp_sup() {
+            // Success: a device whose request is lost tries again, and asks again.
+            self.registers.write(offset::PPR_AUTO_RESPONSE, 0);
+        }
         self.registers.write(offset::EXCLUSION_BASE, 0);
         self.registers.write(offset::EXCLUSION_LIMIT, 0);
         // An overflow that somebody before left would keep the log from running.
         self.registers.clear_status(Status::from_bits(Status::WRITE_ONE_TO_CLEAR));
         let mut control = self.control.lock();
         control.update(|control| control.with_event_log_en(true));
+        let page_requests = self.page_requests.is_some();
+        control.update(|control| control.with_ppr_en(page_requests).with_ppr_log_en(page_requests));
         control.update(|control| control.with_cmd_buf_en(true));
         control.update(|control| control.with_iommu_en(true));
-        control.wait(&*self.platform, |status| status.cmd_buf_run() && status.event_log_run())?;
+        control.wait(&*self.platform, |status| {
+            status.cmd_buf_run() && status.event_log_run() && status.ppr_log_run() == page_requests
+        })?;
         drop(control);
         self.commands.start();
         Ok(())
@@ -225,6 +257,8 @@ impl Unit {
                 .with_isoc(flags.contains(IvhdFlags::ISOC))
                 .with_coherent(true)
                 .with_gt_en(self.guest_levels().is_some())
+                .with_eph_en(self.features.eph_sup())
+                .with_ppr_auto_rsp_en(self.page_requests.is_some() && self.features.ppr_auto_rsp_sup())
                 .with_inv_timeout(InvTimeout::S1 as u8)
         });
     }
@@ -261,7 +295,9 @@ impl Unit {
 
     /// Lets events raise the unit's interrupt.
     pub(crate) fn enable_interrupts(&self) {
-        self.control.lock().update(|control| control.with_event_int_en(true));
+        self.control
+            .lock()
+            .update(|control| control.with_event_int_en(true).with_ppr_int_en(self.page_requests.is_some()));
     }
 
     /// Puts commands into the ring and waits until they are done. When the wait fails because the unit stopped, the ring is
@@ -356,6 +392,7 @@ impl Unit {
         unsafe {
             self.commands.free();
             self.events.free();
+            self.page_requests.into_iter().for_each(|log| log.free());
         }
     }
 }

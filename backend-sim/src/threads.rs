@@ -34,6 +34,7 @@ impl InterruptHandler {
         let _running = self.running.lock();
         // What does not come back is tried again at the next turn.
         let _ = self.driver.handle_interrupt(&mut |fault| self.iommu.report_fault(fault));
+        let _ = self.driver.handle_page_requests(&self.iommu);
     }
 }
 

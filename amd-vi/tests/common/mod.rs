@@ -219,7 +219,8 @@ impl State {
         };
         let sticky = self.get(0x2020);
         let logs = on(2) && (sticky & 1 == 0 || never_stops);
-        sticky | u64::from(logs) << 3 | u64::from(on(12) && !self.halted) << 4
+        let page_requests = on(13) && (sticky >> 5 & 1 == 0 || never_stops);
+        sticky | u64::from(page_requests) << 7 | u64::from(logs) << 3 | u64::from(on(12) && !self.halted) << 4
     }
 
     fn write(&mut self, offset: usize, value: u64, switches: &Switches) {
@@ -273,6 +274,7 @@ impl State {
                 }
                 2 => self.entries.push((q0 as u16, self.entry(q0 as u16))),
                 3..=5 => {}
+                7 if self.get(0x30) >> 1 & 1 != 0 => {}
                 8 if self.get(0x30) >> 6 & 1 != 0 => {}
                 _ => {
                     // Stops with the head at the bad command.

@@ -10,6 +10,7 @@ use parking_lot::{Mutex, RwLock};
 use platform::pci::RequesterId;
 
 use crate::bus::BusError;
+use crate::pri::{PageResponse, Pri};
 
 /// Who makes a request, and how its address is meant.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -77,6 +78,9 @@ impl Answer {
 pub trait Downstream: Send + Sync {
     /// Sends an invalidation request to a function. One that is not there, or keeps no translations, never answers.
     fn invalidate(&self, device: RequesterId, invalidation: Invalidation) -> Answer;
+
+    /// Sends the answer to page requests of a function, if that is there.
+    fn page_response(&self, device: RequesterId, response: PageResponse);
 }
 
 #[derive(Clone, Copy, Debug)]
@@ -113,6 +117,8 @@ pub struct Services {
     pub atc: Option<Arc<Atc>>,
     /// Requests may carry a PASID.
     pub pasids: Arc<AtomicBool>,
+    /// Pages that are not there are asked for, if it can.
+    pub pri: Option<Arc<Pri>>,
 }
 
 /// A function's address translation cache. What it keeps it uses until it is told to forget it, or its ATS is switched off.

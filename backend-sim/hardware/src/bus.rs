@@ -3,10 +3,12 @@
 use std::fmt;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
 
 use platform::pci::RequesterId;
 
 use crate::ats::{Atc, Services, Source, Translation};
+use crate::pri::{PageRequest, PageResponse, Pri};
 
 /// Message interrupts: writes of 4 bytes to these addresses. It is no memory.
 pub const INTERRUPTS: std::ops::RangeInclusive<u64> = 0xfee0_0000..=0xfeef_ffff;
@@ -42,7 +44,18 @@ pub trait Upstream: Send + Sync {
     /// # Errors
     /// The request is refused, or there is no IOMMU that would answer.
     fn translate(&self, source: Source, address: u64) -> Result<Translation, BusError>;
+
+    /// Asks for a page.
+    ///
+    /// # Errors
+    /// There is no IOMMU that would take the request.
+    fn page_request(&self, request: PageRequest) -> Result<(), BusError>;
 }
+
+/// How often a function asks for a page that it is told is there, and is not.
+const TRIES: usize = 100;
+/// How long it then waits before it tries again.
+const PAUSE: Duration = Duration::from_millis(1);
 
 /// A function's own door to the bus: its requester ID, and what it may do there.
 #[derive(Clone)]
@@ -92,9 +105,10 @@ impl Port {
         while done < into.len() {
             let (at, rest) = (address.wrapping_add(done as u64), &mut into[done..]);
             let len = rest.len() as u64;
-            done += atc.with_translation(pasid, at, len, false, self.asking(pasid, at), |phys, len| {
-                self.upstream.read(translated, phys, &mut rest[..len as usize])
-            })? as usize;
+            done +=
+                atc.with_translation(pasid, at, len, false, self.asking(pasid, at, false), |phys, len| {
+                    self.upstream.read(translated, phys, &mut rest[..len as usize])
+                })? as usize;
         }
         Ok(())
     }
@@ -111,9 +125,10 @@ impl Port {
         while done < from.len() {
             let (at, rest) = (address.wrapping_add(done as u64), &from[done..]);
             let len = rest.len() as u64;
-            done += atc.with_translation(pasid, at, len, true, self.asking(pasid, at), |phys, len| {
-                self.upstream.write(translated, phys, &rest[..len as usize])
-            })? as usize;
+            done +=
+                atc.with_translation(pasid, at, len, true, self.asking(pasid, at, true), |phys, len| {
+                    self.upstream.write(translated, phys, &rest[..len as usize])
+                })? as usize;
         }
         Ok(())
     }
@@ -123,8 +138,54 @@ impl Port {
         self.services.atc.as_deref().filter(|atc| atc.is_enabled() && !INTERRUPTS.contains(&address))
     }
 
-    fn asking(&self, pasid: Option<u32>, address: u64) -> impl FnMut() -> Result<Translation, BusError> {
-        move || self.translate_as(pasid, address)
+    /// Asks for a translation, and for the page as long as that is answered, where it may.
+    fn asking(
+        &self,
+        pasid: Option<u32>,
+        address: u64,
+        write: bool,
+    ) -> impl FnMut() -> Result<Translation, BusError> {
+        move || {
+            for again in 0..TRIES {
+                if again > 1 {
+                    // It was told that the page is there, and it is not: somebody needs time.
+                    std::thread::sleep(PAUSE);
+                }
+                let translation = self.translate_as(pasid, address)?;
+                let allowed = if write { translation.write } else { translation.read };
+                let pri = self.services.pri.as_deref().filter(|pri| !allowed && pri.is_enabled());
+                let Some(pri) = pri else { return Ok(translation) };
+                if self.request_pages(pri, pasid, &[(address, write)])? != Some(PageResponse::SUCCESS) {
+                    return Ok(translation);
+                }
+            }
+            Err(BusError::TargetAbort)
+        }
+    }
+
+    fn request_pages(
+        &self,
+        pri: &Pri,
+        pasid: Option<u32>,
+        pages: &[(u64, bool)],
+    ) -> Result<Option<u8>, BusError> {
+        let group = pri.begin(pasid);
+        for (number, &(address, write)) in pages.iter().enumerate() {
+            let last = number + 1 == pages.len();
+            let request = PageRequest { requester: self.id, pasid, address, write, group, last };
+            self.upstream.page_request(request)?;
+        }
+        Ok(pri.wait(group))
+    }
+
+    /// Asks for pages, for writing where a page says so, as one group; the code of the answer, if one came.
+    ///
+    /// # Errors
+    /// As [`Port::read_as`]; [`BusError::MasterAbort`] while page requests are off.
+    pub fn ask_for_pages(&self, pasid: Option<u32>, pages: &[(u64, bool)]) -> Result<Option<u8>, BusError> {
+        self.source(pasid, false)?;
+        let pri = self.services.pri.as_deref().filter(|pri| pri.is_enabled());
+        self.request_pages(pri.ok_or(BusError::MasterAbort)?, pasid, pages)
     }
 
     /// Asks the IOMMU for a translation, whatever the function keeps.
@@ -200,6 +261,15 @@ pub trait Remapper: Send + Sync {
     /// [`BusError::TargetAbort`] when it is refused.
     fn translate(&self, source: Source, address: u64) -> Result<Translation, BusError> {
         let _ = (source, address);
+        Err(BusError::MasterAbort)
+    }
+
+    /// Takes a function's request for a page. By default there is nobody who does.
+    ///
+    /// # Errors
+    /// [`BusError::MasterAbort`] when nobody takes it.
+    fn page_request(&self, request: PageRequest) -> Result<(), BusError> {
+        let _ = request;
         Err(BusError::MasterAbort)
     }
 

@@ -60,6 +60,8 @@ pub struct Config {
     pub ats: Option<u8>,
     /// Its requests can carry a PASID of so many bits: 1 to 20.
     pub pasid_bits: Option<u8>,
+    /// It can ask for pages that are not there (PRI). The answers must carry the PASID of the requests.
+    pub page_requests: bool,
 }
 
 /// The engine.
@@ -143,7 +145,9 @@ impl DeviceModel for DmaEngine {
         let ats = self.config.ats.map(|depth| vec![0x0001_000f, u32::from(depth & 0x1f)]);
         // PASID: the width in bits 12:8.
         let pasid = self.config.pasid_bits.map(|bits| vec![0x0001_001b, u32::from(bits & 0x1f) << 8]);
-        ats.into_iter().chain(pasid).collect()
+        // PRI: an answer needs the PASID, bit 15 of the status; at most 64 requests.
+        let pri = self.config.page_requests.then(|| vec![0x0001_0013, 1 << 31, 64, 0]);
+        ats.into_iter().chain(pasid).chain(pri).collect()
     }
 
     fn connect(&self, port: Port, interrupts: Arc<dyn Interrupts>) {

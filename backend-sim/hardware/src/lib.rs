@@ -12,6 +12,7 @@ pub mod iommu;
 mod machine;
 pub mod nvme;
 pub mod pci;
+pub mod pri;
 pub mod ram;
 pub mod virtio;
 

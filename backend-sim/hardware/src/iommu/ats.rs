@@ -12,6 +12,7 @@ use super::event::Event;
 use super::{Outcome, Shared};
 use crate::ats::{Answer, Downstream, Invalidation, Source, Translation};
 use crate::bus::{BusError, INTERRUPTS};
+use crate::pri::PageResponse;
 
 /// Types of INVALID_DEVICE_REQUEST with TR = 1: translation requests are not allowed; what is asked for is no memory.
 const NOT_ALLOWED: u64 = 0;
@@ -158,6 +159,13 @@ impl Shared {
             _ => Answer::default(),
         };
         self.invalidations.pending.lock().push(Pending { device, queue, at, sent, answer });
+    }
+
+    /// Sends the answer to page requests.
+    pub(super) fn answer_page_request(&self, device: u16, response: PageResponse) {
+        if let Some(devices) = self.invalidations.devices.get().and_then(Weak::upgrade) {
+            devices.page_response(RequesterId::new(device), response);
+        }
     }
 
     /// Waits until every device has answered, or its time is up.

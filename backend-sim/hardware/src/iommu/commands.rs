@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 use super::Shared;
 use super::cache::Tag;
 use super::event::Event;
-use super::registers::STATUS_COM_WAIT_INT;
+use super::registers::{Cause, STATUS_COM_WAIT_INT};
 use crate::ats::Invalidation;
 
 /// How long the processor looks for more before it sleeps: waking it takes longer than most commands.
@@ -92,6 +92,7 @@ impl Shared {
             2 | 5 => (0xf000_0000_0000_ffff, 0),
             3 => (0xf000_ffff_000f_ffff, 0xffff_ffff_ffff_f007),
             4 if self.config.iotlb_sup => (u64::MAX, 0xffff_ffff_ffff_f005),
+            7 if self.config.has_page_requests() => (0xf00f_ffff_0000_ffff, 0x0000_ffff_0000_0004),
             8 if self.config.has_invalidate_all() => (0xf000_0000_0000_0000, 0),
             _ => return false,
         };
@@ -121,6 +122,7 @@ impl Shared {
                 self.invalidate_iotlb(at, first, Invalidation { pasid, first: start, last });
             }
             5 => self.caches.write().drop_irtes(first as u16),
+            7 => self.complete_page_request(first, second),
             _ => self.caches.write().drop_all(),
         }
         Executed::Done
@@ -145,7 +147,7 @@ impl Shared {
             let enabled = registers.completion_interrupt_enabled();
             drop(registers);
             if enabled {
-                self.raise_interrupt();
+                self.raise_interrupt(Cause::General);
             }
         }
         Executed::Done

@@ -1,9 +1,11 @@
 //! What kind of AMD IOMMU it is, and how it may misbehave.
 
 /// EFR bits that the model can have (MMIO 0030h).
+const PPR_SUP: u64 = 1 << 1;
 const NX_SUP: u64 = 1 << 3;
 const GT_SUP: u64 = 1 << 4;
 const IA_SUP: u64 = 1 << 6;
+const PPR_AUTO_RSP_SUP: u64 = 1 << 41;
 /// 128-bit entries of interrupt tables; destinations of 32 bits in them, and for the unit's own interrupts.
 const GA_SUP: u64 = 1 << 7;
 const XT_SUP: u64 = 1 << 2;
@@ -16,6 +18,7 @@ const NUM_INT_REMAP_2K: u64 = 1 << 8;
 const HA_SUP: u64 = 1 << 49;
 const HD_SUP: u64 = 1 << 52;
 const GIO_SUP: u64 = 1 << 48;
+const EPH_SUP: u64 = 1 << 50;
 /// GATS = 1: guest tables of up to 5 levels.
 const GATS_5_LEVELS: u64 = 1 << 12;
 /// GLXSup = 2: GCR3 tables of up to 3 levels.
@@ -60,6 +63,13 @@ impl Default for Config {
 impl Config {
     /// Guest translation with all that belongs to it: an EFR's bits.
     pub const GUEST: u64 = NX_SUP | GT_SUP | GIO_SUP | GATS_5_LEVELS | GLX_3_LEVELS | PASIDS_20_BITS;
+
+    /// Peripheral page requests with all that belongs to them: an EFR's bits.
+    pub const PAGE_REQUESTS: u64 = PPR_SUP | PPR_AUTO_RSP_SUP | EPH_SUP;
+
+    pub(super) fn has_page_requests(&self) -> bool {
+        self.efr & PPR_SUP != 0
+    }
 
     pub(super) fn has_guest_translation(&self) -> bool {
         self.efr & GT_SUP != 0

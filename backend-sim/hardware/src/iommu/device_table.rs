@@ -82,6 +82,11 @@ impl Dte {
         self.0[1] >> 32 & 1 != 0
     }
 
+    /// PPR: the device may ask for pages.
+    pub(super) fn page_requests(self) -> bool {
+        self.0[0] >> 52 & 1 != 0
+    }
+
     /// GV: there are guest tables.
     pub(super) fn guest_valid(self) -> bool {
         self.0[0] >> 55 & 1 != 0
@@ -160,9 +165,11 @@ impl Dte {
     /// Whether a bit that must be zero is set in the half for memory requests.
     pub(super) fn memory_half_reserved(self, config: &Config) -> bool {
         let absent = |there: bool, field: u64| if there { 0 } else { field };
-        let word_0 = absent(config.has_guest_io(), GIOV) | absent(config.has_guest_translation(), GUEST_0);
+        let word_0 = absent(config.has_guest_io(), GIOV)
+            | absent(config.has_guest_translation(), GUEST_0)
+            | absent(config.has_page_requests(), PPR);
         let word_1 = absent(config.has_guest_translation(), GUEST_1) | absent(config.iotlb_sup, I);
-        let reserved = self.0[0] & (RESERVED[0] | PPR | word_0) | self.0[1] & (RESERVED[1] | word_1);
+        let reserved = self.0[0] & (RESERVED[0] | word_0) | self.0[1] & (RESERVED[1] | word_1);
         reserved != 0
     }
 

@@ -118,6 +118,12 @@ impl Event {
         Self { first: 7 << 60 | u64::from(device), second: at & !15 }
     }
 
+    /// INVALID_PPR_REQUEST.
+    pub(super) fn invalid_page_request(device: u16, address: u64, pasid: Option<u32>) -> Self {
+        let event = Self { first: 9 << 60 | u64::from(device), second: address };
+        pasid.map_or(event, |pasid| event.of_guest(pasid))
+    }
+
     /// Whether it is an IO_PAGE_FAULT.
     pub(super) fn is_page_fault(self) -> bool {
         self.first >> 60 == 2

@@ -13,6 +13,7 @@ mod device_table;
 mod event;
 mod guest;
 mod interrupts;
+mod ppr;
 mod registers;
 mod several;
 mod walker;
@@ -32,10 +33,11 @@ use self::cache::{Caches, Leaf};
 pub use self::config::Config;
 use self::device_table::Dte;
 use self::event::{Event, Refusal};
-use self::registers::{LogPlace, REGION, Registers, offset};
+use self::registers::{Cause, LogPlace, REGION, Registers, offset};
 pub use self::several::Units;
 use crate::ats::{Downstream, Source, Translation};
 use crate::bus::{BusError, INTERRUPTS, MessageSink, Remapper, Translated};
+use crate::pri::PageRequest;
 use crate::ram::Ram;
 
 /// The type of INVALID_DEVICE_REQUEST for what is no message in the interrupt range.
@@ -173,7 +175,7 @@ impl AmdIommu {
 
     /// Misbehaves: interrupts for which there is no reason.
     pub fn interrupt_for_nothing(&self) {
-        self.shared.raise_interrupt();
+        self.shared.raise_interrupt(Cause::General);
     }
 
     /// Is slow: each command takes `time` at least.
@@ -186,6 +188,18 @@ impl AmdIommu {
     pub fn hold_commands(&self, held: bool) {
         self.shared.held.store(held, Ordering::Release);
         self.shared.ring_doorbell();
+    }
+
+    /// Misbehaves: the log of page requests is full from now on, whatever is in it, until software restarts it.
+    pub fn overflow_page_requests(&self) {
+        let interrupt = {
+            let mut registers = self.shared.registers.lock();
+            registers.overflow_page_requests();
+            registers.page_request_interrupt_enabled()
+        };
+        if interrupt {
+            self.shared.raise_interrupt(Cause::PageRequests);
+        }
     }
 
     /// Stops the command processor and waits for it.
@@ -362,13 +376,13 @@ impl Shared {
         let interrupt = registers.event_interrupt_enabled() && (logged || matches!(place, LogPlace::Full));
         drop(registers);
         if interrupt {
-            self.raise_interrupt();
+            self.raise_interrupt(Cause::General);
         }
     }
 
     /// Raises the unit's interrupt, which is never remapped: where its XT register says, or by its MSI.
-    fn raise_interrupt(&self) {
-        let xt_interrupt = self.registers.lock().xt_interrupt();
+    fn raise_interrupt(&self, cause: Cause) {
+        let xt_interrupt = self.registers.lock().xt_interrupt(cause);
         if let Some(register) = xt_interrupt {
             let (address, data) = interrupts::xt_message(register);
             self.sink.message(address, data);
@@ -472,6 +486,10 @@ impl Remapper for AmdIommu {
 
     fn translate(&self, source: Source, address: u64) -> Result<Translation, BusError> {
         self.shared.translate(source, address)
+    }
+
+    fn page_request(&self, request: PageRequest) -> Result<(), BusError> {
+        self.shared.page_request(request)
     }
 
     fn interrupt(

@@ -11,6 +11,7 @@ pub(super) mod offset {
     pub(crate) const EXCLUSION_BASE: usize = 0x0020;
     pub(crate) const EXCLUSION_LIMIT: usize = 0x0028;
     pub(crate) const EFR: usize = 0x0030;
+    pub(crate) const PPR_BASE: usize = 0x0038;
     pub(crate) const XT_GENERAL_INTERRUPT: usize = 0x0170;
     pub(crate) const XT_PPR_INTERRUPT: usize = 0x0178;
     pub(crate) const XT_GA_INTERRUPT: usize = 0x0180;
@@ -20,6 +21,9 @@ pub(super) mod offset {
     pub(crate) const EVENT_HEAD: usize = 0x2010;
     pub(crate) const EVENT_TAIL: usize = 0x2018;
     pub(crate) const STATUS: usize = 0x2020;
+    pub(crate) const PPR_HEAD: usize = 0x2030;
+    pub(crate) const PPR_TAIL: usize = 0x2038;
+    pub(crate) const PPR_AUTO_RESPONSE: usize = 0x2080;
 }
 
 /// Bytes of the region.
@@ -30,7 +34,11 @@ const EVENT_LOG_EN: u64 = 1 << 2;
 const EVENT_INT_EN: u64 = 1 << 3;
 const COM_WAIT_INT_EN: u64 = 1 << 4;
 const CMD_BUF_EN: u64 = 1 << 12;
+const PPR_LOG_EN: u64 = 1 << 13;
+const PPR_INT_EN: u64 = 1 << 14;
+const PPR_EN: u64 = 1 << 15;
 const GT_EN: u64 = 1 << 16;
+const PPR_AUTO_RSP_EN: u64 = 1 << 39;
 const GA_EN: u64 = 1 << 17;
 const NUM_INT_REMAP_MODE: u64 = 3 << 43;
 const NUM_INT_REMAP_2K: u64 = 1 << 43;
@@ -49,6 +57,9 @@ pub(super) const STATUS_EVENT_INT: u64 = 1 << 1;
 pub(super) const STATUS_COM_WAIT_INT: u64 = 1 << 2;
 const STATUS_EVENT_RUN: u64 = 1 << 3;
 const STATUS_CMD_RUN: u64 = 1 << 4;
+const STATUS_PPR_OVERFLOW: u64 = 1 << 5;
+const STATUS_PPR_INT: u64 = 1 << 6;
+const STATUS_PPR_RUN: u64 = 1 << 7;
 /// Bits that a write of ones clears.
 const STATUS_W1C: u64 = 0x6_8e67;
 
@@ -71,12 +82,25 @@ pub(super) struct Registers {
     command_tail: u64,
     event_head: u64,
     event_tail: u64,
+    ppr_base: u64,
+    ppr_head: u64,
+    ppr_tail: u64,
+    ppr_auto_response: u64,
     /// The bits of the status register that are kept; the run bits follow from others.
     status: u64,
     /// A command error has stopped the command buffer.
     halted: bool,
     /// A command is being executed: the command buffer runs until it has ended, whatever is switched off meanwhile.
     busy: bool,
+}
+
+/// Why the unit interrupts, by the XT register that says where to.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(super) enum Cause {
+    /// Events and completion waits.
+    General,
+    /// Page requests.
+    PageRequests,
 }
 
 /// How interrupts are remapped.
@@ -130,6 +154,10 @@ impl Registers {
             offset::EVENT_HEAD => self.event_head,
             offset::EVENT_TAIL => self.event_tail,
             offset::STATUS => self.status(),
+            offset::PPR_BASE => self.ppr_base,
+            offset::PPR_HEAD => self.ppr_head,
+            offset::PPR_TAIL => self.ppr_tail,
+            offset::PPR_AUTO_RESPONSE => self.ppr_auto_response,
             _ => 0,
         }
     }
@@ -171,6 +199,15 @@ impl Registers {
             offset::EVENT_TAIL if !self.events_run() => {
                 self.event_tail = self.in_ring(self.event_base, merged)
             }
+            offset::PPR_BASE if !self.page_requests_run() => {
+                self.ppr_base = merged & (BASE | 0xf << 56);
+                (self.ppr_head, self.ppr_tail) = (0, 0);
+            }
+            offset::PPR_HEAD => self.ppr_head = self.in_ring(self.ppr_base, merged),
+            offset::PPR_TAIL if !self.page_requests_run() => {
+                self.ppr_tail = self.in_ring(self.ppr_base, merged)
+            }
+            offset::PPR_AUTO_RESPONSE => self.ppr_auto_response = merged & 0x1f,
             // A write of ones clears; the run bits are read-only.
             offset::STATUS => self.status &= !(value & mask & STATUS_W1C),
             _ => {}
@@ -188,6 +225,9 @@ impl Registers {
         }
         if self.commands_run() {
             status |= STATUS_CMD_RUN;
+        }
+        if self.page_requests_run() {
+            status |= STATUS_PPR_RUN;
         }
         status
     }
@@ -235,9 +275,9 @@ impl Registers {
     }
 
     /// Where the unit's interrupts go when they are no MSI: what its register says.
-    pub(super) fn xt_interrupt(&self) -> Option<u64> {
+    pub(super) fn xt_interrupt(&self, cause: Cause) -> Option<u64> {
         let on = self.efr & EFR_XT_SUP != 0 && self.control & INT_CAP_XT_EN != 0;
-        on.then_some(self.xt_interrupts[0])
+        on.then_some(self.xt_interrupts[cause as usize])
     }
 
     /// How long a device may take to answer an invalidation; `None` for ever. The reserved code stands for the longest.
@@ -292,6 +332,50 @@ impl Registers {
             self.event_tail = (self.event_tail + 16) & (size - 1);
         }
         self.status |= STATUS_EVENT_INT;
+    }
+
+    /// PPREn: page requests are taken at all.
+    pub(super) fn page_requests_enabled(&self) -> bool {
+        self.control & PPR_EN != 0
+    }
+
+    fn page_requests_run(&self) -> bool {
+        let on = IOMMU_EN | PPR_LOG_EN;
+        self.control & on == on && self.status & STATUS_PPR_OVERFLOW == 0 && ring(self.ppr_base).is_some()
+    }
+
+    pub(super) fn page_request_interrupt_enabled(&self) -> bool {
+        self.control & PPR_INT_EN != 0
+    }
+
+    /// The code with which the unit answers by itself what it cannot log, if it does.
+    pub(super) fn page_request_auto_response(&self) -> Option<u8> {
+        (self.control & PPR_AUTO_RSP_EN != 0).then_some(self.ppr_auto_response as u8 & 0xf)
+    }
+
+    /// Where the next page request goes. A full log stops.
+    pub(super) fn next_page_request(&mut self) -> LogPlace {
+        let Some((base, size)) = ring(self.ppr_base).filter(|_| self.page_requests_run()) else {
+            return LogPlace::Off;
+        };
+        if (self.ppr_tail + 16) & (size - 1) == self.ppr_head {
+            self.status |= STATUS_PPR_OVERFLOW;
+            return LogPlace::Full;
+        }
+        LogPlace::At(base + self.ppr_tail)
+    }
+
+    /// The log of page requests stops as if it were full.
+    pub(super) fn overflow_page_requests(&mut self) {
+        self.status |= STATUS_PPR_OVERFLOW;
+    }
+
+    /// The page request at the tail has been written.
+    pub(super) fn page_request_written(&mut self) {
+        if let Some((_, size)) = ring(self.ppr_base) {
+            self.ppr_tail = (self.ppr_tail + 16) & (size - 1);
+        }
+        self.status |= STATUS_PPR_INT;
     }
 
     /// Where a device's entry is; `None` beyond the table.

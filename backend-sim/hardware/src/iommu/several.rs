@@ -7,6 +7,7 @@ use platform::pci::RequesterId;
 use super::AmdIommu;
 use crate::ats::{Source, Translation};
 use crate::bus::{BusError, Remapper, Translated};
+use crate::pri::PageRequest;
 
 /// The IOMMUs of one segment, each with the requesters whose way to memory leads through it.
 ///
@@ -50,6 +51,10 @@ impl Remapper for Units {
 
     fn translate(&self, source: Source, address: u64) -> Result<Translation, BusError> {
         self.of(source.requester).ok_or(BusError::MasterAbort)?.translate(source, address)
+    }
+
+    fn page_request(&self, request: PageRequest) -> Result<(), BusError> {
+        self.of(request.requester).ok_or(BusError::MasterAbort)?.page_request(request)
     }
 
     fn interrupt(

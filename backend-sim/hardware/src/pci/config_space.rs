@@ -51,6 +51,7 @@ pub(super) struct ConfigSpace {
     acs_offset: Option<usize>,
     ats: Option<usize>,
     pasid: Option<usize>,
+    pri: Option<usize>,
     msix: Option<usize>,
     msi: Option<usize>,
 }
@@ -65,6 +66,7 @@ impl ConfigSpace {
             acs_offset: None,
             ats: None,
             pasid: None,
+            pri: None,
             msix: None,
             msi: None,
         };
@@ -145,6 +147,7 @@ impl ConfigSpace {
     pub(super) fn extend(&mut self, capabilities: &[Vec<u32>]) {
         const ATS: u32 = 0x0f;
         const PASID: u32 = 0x1b;
+        const PRI: u32 = 0x13;
         let mut last = self.acs_offset;
         let mut at = if last.is_some() { FIRST_FREE_EXTENDED } else { ACS_CAPABILITY };
         for capability in capabilities {
@@ -157,6 +160,13 @@ impl ConfigSpace {
                 // Enable, and the smallest translation unit.
                 self.writable[at / 4 + 1] = 0x801f_0000;
                 self.ats = Some(at);
+            }
+            if capability[0] & 0xffff == PRI {
+                // Enable, and how many requests may be under way.
+                self.writable[at / 4 + 1] = 1;
+                self.writable[at / 4 + 3] = u32::MAX;
+                self.pri = Some(at);
+                self.update_pri();
             }
             if capability[0] & 0xffff == PASID {
                 // Enable, for execution, for privileged requests.
@@ -246,6 +256,7 @@ impl ConfigSpace {
         if let (Some(word), Some(&writable)) = (self.words.get_mut(index), self.writable.get(index)) {
             *word = *word & !writable | value & writable;
         }
+        self.update_pri();
     }
 
     pub(super) fn bus_master(&self) -> bool {
@@ -263,6 +274,20 @@ impl ConfigSpace {
     /// ACS bits that are switched on.
     pub(super) fn acs_enabled(&self) -> u32 {
         self.acs_offset.map_or(0, |at| self.get(at + 4) >> 16)
+    }
+
+    /// Page requests: whether they are on.
+    pub(super) fn pri_on(&self) -> Option<bool> {
+        Some(self.get(self.pri? + 4) & 1 != 0)
+    }
+
+    /// Status follows control: who is off is stopped.
+    fn update_pri(&mut self) {
+        const STOPPED: u32 = 1 << 24;
+        if let Some(at) = self.pri {
+            let word = self.get(at + 4);
+            self.set(at + 4, if word & 1 == 0 { word | STOPPED } else { word & !STOPPED });
+        }
     }
 
     /// Whether requests may carry a PASID.

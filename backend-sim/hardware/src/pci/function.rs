@@ -44,7 +44,11 @@ impl FunctionState {
             id,
             device,
             msix: OnceLock::new(),
-            services: Services { atc: config.ats().map(|(_, depth)| Atc::new(depth)), ..Services::default() },
+            services: Services {
+                atc: config.ats().map(|(_, depth)| Atc::new(depth)),
+                pri: config.pri_on().map(|_| Arc::default()),
+                ..Services::default()
+            },
             port_type: config.port_type(),
             buses_behind: config.buses_behind(),
             memory_space: AtomicBool::default(),
@@ -62,6 +66,9 @@ impl FunctionState {
         self.memory_space.store(config.memory_space(), Ordering::Release);
         self.acs.store(config.acs_enabled(), Ordering::Release);
         self.services.pasids.store(config.pasids_on(), Ordering::Release);
+        if let (Some(pri), Some(on)) = (&self.services.pri, config.pri_on()) {
+            pri.set_enabled(on);
+        }
         if let (Some(atc), Some((on, _))) = (&self.services.atc, config.ats()) {
             atc.set_enabled(on);
         }

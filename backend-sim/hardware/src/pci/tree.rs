@@ -12,6 +12,7 @@ use super::function::FunctionState;
 use super::msix::{BAR_SIZE, Msix};
 use crate::ats::{Answer, Atc, Downstream, Invalidation, Source, Translation};
 use crate::bus::{BusError, DeviceModel, INTERRUPTS, Identity, MessageSink, Port, Remapper, Upstream};
+use crate::pri::{PageRequest, PageResponse, Pri};
 use crate::ram::Ram;
 
 /// Where firmware puts the functions' regions, first and last byte.
@@ -249,9 +250,20 @@ impl Upstream for Way {
         }
         tree.remapper.as_ref().ok_or(BusError::MasterAbort)?.translate(source, address)
     }
+
+    fn page_request(&self, request: PageRequest) -> Result<(), BusError> {
+        let tree = self.0.upgrade().ok_or(BusError::MasterAbort)?;
+        tree.remapper.as_ref().ok_or(BusError::MasterAbort)?.page_request(request)
+    }
 }
 
 impl Downstream for PciTree {
+    fn page_response(&self, device: RequesterId, response: PageResponse) {
+        if let Some(pri) = self.functions.get(&device).and_then(|function| function.services.pri.as_ref()) {
+            pri.respond(response);
+        }
+    }
+
     fn invalidate(&self, device: RequesterId, invalidation: Invalidation) -> Answer {
         let atc = self.functions.get(&device).and_then(|function| function.services.atc.as_ref());
         atc.map_or_else(Answer::default, |atc| atc.invalidate(invalidation))
@@ -422,6 +434,11 @@ impl PciTree {
     /// The translations that a function keeps, if it can.
     pub fn atc(&self, id: RequesterId) -> Option<&Arc<Atc>> {
         self.functions.get(&id)?.services.atc.as_ref()
+    }
+
+    /// The page requests of a function, if it can make any.
+    pub fn pri(&self, id: RequesterId) -> Option<&Arc<Pri>> {
+        self.functions.get(&id)?.services.pri.as_ref()
     }
 
     /// All functions.
