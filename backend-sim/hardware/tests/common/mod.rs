@@ -128,6 +128,11 @@ impl Probe {
         self.port().write_as(pasid, address, &value.to_le_bytes())
     }
 
+    /// Asks for pages as one group, and waits for the answer.
+    pub fn ask_for_pages(&self, pasid: Option<u32>, pages: &[(u64, bool)]) -> Result<Option<u8>, BusError> {
+        self.port().ask_for_pages(pasid, pages)
+    }
+
     /// Asks for a translation, whatever it keeps.
     pub fn translate(&self, address: u64) -> Result<Translation, BusError> {
         self.port().translate(address)
@@ -166,8 +171,9 @@ impl DeviceModel for Probe {
     }
 
     fn extended_capabilities(&self) -> Vec<Vec<u32>> {
-        // ATS, with room for two invalidations, and PASIDs of 20 bits. Both are off until configuration space says otherwise.
-        vec![vec![0x0001_000f, 2], vec![0x0001_001b, 20 << 8]]
+        // ATS, with room for two invalidations; PASIDs of 20 bits; page requests whose answers carry the PASID. All are off until
+        // configuration space says otherwise.
+        vec![vec![0x0001_000f, 2], vec![0x0001_001b, 20 << 8], vec![0x0001_0013, 1 << 31, 64, 0]]
     }
 
     fn connect(&self, port: Port, interrupts: Arc<dyn Interrupts>) {
