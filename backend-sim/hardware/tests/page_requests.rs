@@ -38,7 +38,8 @@ fn bench(control: u64) -> Bench {
 fn ask(bench: &Bench, pasid: Option<u32>, pages: &[(u64, bool)], answer: (u64, u64)) -> Option<u8> {
     let tail = bench.registers().read64(PPR_TAIL);
     std::thread::scope(|scope| {
-        let asking = scope.spawn(|| bench.a.ask_for_pages(pasid, pages));
+        let a = &*bench.a;
+        let asking = scope.spawn(move || a.ask_for_pages(pasid, pages));
         let expected = (tail + 16 * pages.len() as u64) & 0xfff;
         eventually("the requests", || bench.registers().read64(PPR_TAIL) == expected);
         bench.command(answer.0, answer.1);
@@ -64,7 +65,8 @@ fn requests_are_logged_and_answered_by_group() {
     assert_eq!(bench.status() & INT, INT);
     // The next group has the next number; an answer to another one, or without the PASID, is none.
     std::thread::scope(|scope| {
-        let asking = scope.spawn(|| bench.a.ask_for_pages(Some(PASID), &[(0, false)]));
+        let a = &*bench.a;
+        let asking = scope.spawn(move || a.ask_for_pages(Some(PASID), &[(0, false)]));
         eventually("the request", || bench.registers().read64(PPR_TAIL) == 48);
         assert_eq!(bench.peek(LOG + 32) >> 32 & 0x1ff, 1);
         let (q0, q1) = answer(PASID, 1, 1);
