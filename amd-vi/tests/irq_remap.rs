@@ -9,6 +9,7 @@ use amd_vi::{AmdVi, Config, Hardware, IrqRemapConfig, MsiMessage, NoIrqRemap};
 use common::*;
 use iommu_core::{Capability, IommuOps, IrqRemapError, IrqSource, IrqTarget, RemappedIrqs, SyncError};
 use platform::pci::{ConfigSpace, PciAddress, RequesterId};
+use platform::sync::pair;
 use platform::{Mmio, PhysAddr};
 
 /// XTSup, IASup, GASup.
@@ -306,7 +307,10 @@ fn the_redirection_entry_of_a_message() {
 fn with_x2apic_entries_have_128_bits_and_are_switched_on_first() {
     let setup = setup_with(X2APIC_FEATURES, 0, x2apic());
     let remap = setup.driver.irq_remap().unwrap();
-    assert_eq!(remap.last_destination(), u32::MAX);
+    assert_eq!(remap.last_destination(), if pair::is_available() { u32::MAX } else { 0xff });
+    if !pair::is_available() {
+        return;
+    }
     let on: Vec<u64> =
         setup.unit.take_writes().iter().filter(|(at, _)| *at == CONTROL).map(|(_, value)| *value).collect();
     let at = |bits: u64| on.iter().position(|value| value & bits == bits).unwrap();

@@ -21,6 +21,7 @@ use iommu_core::{
 };
 use nvme_driver::Controller;
 use platform::pci::{ConfigSpace, Function, MsiMessage, PciAddress};
+use platform::sync::pair;
 use platform::{DmaAddr, Mmio};
 
 const RANGE: DmaAddr = DmaAddr::new(0xfee0_0000);
@@ -189,6 +190,11 @@ fn all_of_a_target_arrives() {
         [(XAPIC, 0xa5, 0xfee0_0000_u64 | 0xa5 << 12, 0), (X2APIC, 0x0501_0203, 0xfee0_3000, 0x0501_0200)]
     {
         let machine = boot(|it| it.driver.irq_remap = Some(config.clone()));
+        // A processor that cannot change 16 bytes at once has no such destinations.
+        assert_eq!(remap(&machine).last_destination() == u32::MAX, config.x2apic && pair::is_available());
+        if destination > remap(&machine).last_destination() {
+            continue;
+        }
         let engine = machine.engine(Machine::ENGINE).unwrap();
         let irqs = remap(&machine).alloc(msi(ENGINE), 1).unwrap();
         let vector = vector(&machine);
