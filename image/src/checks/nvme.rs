@@ -13,7 +13,7 @@ use super::{Expected, NVME, ensure, failed};
 use crate::kernel::Machine;
 
 const BLOCK: usize = 512;
-const SOON: Duration = Duration::from_secs(10);
+const SOON: Duration = Duration::from_secs(60);
 /// What the disk holds at first, and afterwards: the host knows both.
 const FIRST: u64 = 1;
 const SECOND: u64 = 2;
