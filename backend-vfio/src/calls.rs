@@ -8,7 +8,8 @@ use std::ptr;
 use platform::{DmaAddr, PhysAddr, Prot};
 use vfio_bindings::bindings::vfio::{
     VFIO_DMA_MAP_FLAG_READ, VFIO_DMA_MAP_FLAG_WRITE, VFIO_IRQ_SET_ACTION_TRIGGER, VFIO_IRQ_SET_DATA_EVENTFD,
-    vfio_device_info, vfio_group_status, vfio_iommu_type1_dma_map, vfio_iommu_type1_dma_unmap, vfio_irq_info,
+    VFIO_IRQ_SET_DATA_NONE, vfio_device_info, vfio_group_status, vfio_iommu_type1_dma_map,
+    vfio_iommu_type1_dma_unmap, vfio_irq_info,
 };
 
 use crate::kernel::{Kernel, request};
@@ -188,6 +189,13 @@ impl File<'_> {
         words.extend(files.iter().map(|file| file.map_or(-1, |file| file.as_raw_fd()) as u32));
         // SAFETY: the call takes a header of five words and as many more as its last says.
         unsafe { self.kernel.ioctl(self.fd, DEVICE_SET_IRQS, words.as_mut_ptr().cast()) }
+    }
+
+    /// Masks or unmasks `count` interrupts, as `action` says. To trigger none of them is to switch the kind off.
+    pub(crate) fn act_on_irqs(&self, index: u32, start: u32, count: u32, action: u32) -> io::Result<()> {
+        let argsz = size_of::<[u32; 5]>() as u32;
+        let mut words = [argsz, VFIO_IRQ_SET_DATA_NONE | action, index, start, count];
+        self.structure(DEVICE_SET_IRQS, &mut words).map(drop)
     }
 
     pub(crate) fn reset(&self) -> io::Result<()> {

@@ -2,7 +2,7 @@
 
 use std::io;
 use std::os::fd::OwnedFd;
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 
 use platform::pci::{PciAddress, PciError};
 use platform::sync::Mutex;
@@ -17,7 +17,8 @@ use crate::capability::{chain, long, word};
 use crate::error::VfioError;
 use crate::group::VfioGroup;
 use crate::host::Host;
-use crate::interrupt::Messages;
+use crate::interrupt::Interrupts;
+use crate::reactor::Reactor;
 
 const COMMAND: u16 = 0x04;
 const MEMORY: u32 = 1 << 1;
@@ -35,7 +36,9 @@ pub(crate) struct OpenDevice {
     has_reset: bool,
     /// Held while configuration space is written, so that nothing is written after the device was revoked.
     revoked: Mutex<bool>,
-    pub(crate) messages: Mutex<Messages>,
+    pub(crate) interrupts: Mutex<Interrupts>,
+    /// What wakes tasks, from the first that waits on.
+    reactor: OnceLock<Reactor>,
 }
 
 /// Where a region is in the device's file.
@@ -82,7 +85,8 @@ impl OpenDevice {
         let info = this.device_info().map_err(VfioError::call("asking a device what it has"))?;
         let config = region(&this, VFIO_PCI_CONFIG_REGION_INDEX)
             .map_err(VfioError::call("finding configuration space"))?;
-        let messages = Messages::find(&this).map_err(VfioError::call("asking for a device's interrupts"))?;
+        let interrupts =
+            Interrupts::find(&this).map_err(VfioError::call("asking for a device's interrupts"))?;
         Ok(Self {
             address,
             host: host.clone(),
@@ -90,7 +94,8 @@ impl OpenDevice {
             config,
             has_reset: info.flags & VFIO_DEVICE_FLAGS_RESET != 0,
             revoked: Mutex::new(false),
-            messages: Mutex::new(messages),
+            interrupts: Mutex::new(interrupts),
+            reactor: OnceLock::new(),
             fd,
         })
     }
@@ -101,6 +106,20 @@ impl OpenDevice {
 
     pub(crate) fn fd(&self) -> &OwnedFd {
         &self.fd
+    }
+
+    /// What wakes tasks; started unless it runs.
+    pub(crate) fn reactor(&self) -> io::Result<&Reactor> {
+        if let Some(running) = self.reactor.get() {
+            return Ok(running);
+        }
+        // Of two that are started at once one ends again.
+        let started = Reactor::start()?;
+        Ok(self.reactor.get_or_init(|| started))
+    }
+
+    pub(crate) fn running_reactor(&self) -> Option<&Reactor> {
+        self.reactor.get()
     }
 
     /// Where region `index` is.

@@ -7,7 +7,7 @@ use std::path::PathBuf;
 use dma_api::DmaError;
 use iommu_core::GroupError;
 use platform::OutOfFrames;
-use platform::pci::PciAddress;
+use platform::pci::{PciAddress, PciError};
 use swiotlb::PoolTooSmall;
 
 /// Why a device cannot be had through VFIO. Each says what would change that.
@@ -77,6 +77,14 @@ pub enum VfioError {
     /// The core refused.
     #[error("{0}")]
     Group(#[from] GroupError),
+    /// An interrupt cannot be connected: it has no such, or another kind of interrupts is on.
+    #[error("an interrupt of {address}: {error}")]
+    Interrupt {
+        /// Which device.
+        address: PciAddress,
+        /// Why.
+        error: PciError,
+    },
     /// The device cannot be reset by itself.
     #[error("{0} has no reset of its own")]
     NoReset(PciAddress),

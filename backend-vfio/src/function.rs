@@ -48,7 +48,7 @@ unsafe impl Function for VfioFunction {
     }
 
     fn interrupt_count(&self) -> u16 {
-        self.device.messages.lock().count as u16
+        self.device.interrupts.lock().count as u16
     }
 
     fn interrupt(&self, vector: u16) -> Result<Box<dyn Interrupt>, PciError> {

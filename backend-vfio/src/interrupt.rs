@@ -1,10 +1,12 @@
-//! Message interrupts as event files.
+//! Interrupts as event files: MSI-X, MSI and INTx.
 
 use std::fmt;
+use std::future::poll_fn;
 use std::io;
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::Arc;
-use std::sync::atomic::{Ordering, fence};
+use std::sync::atomic::{AtomicBool, Ordering, fence};
+use std::task::{Context, Poll};
 use std::time::Duration;
 
 use platform::pci::{Interrupt, PciError};
@@ -12,17 +14,18 @@ use platform::{Clock, Instant, TimedOut};
 use rustix::event::{EventfdFlags, PollFd, PollFlags, Timespec, eventfd, poll};
 use rustix::io::Errno;
 use vfio_bindings::bindings::vfio::{
-    VFIO_IRQ_INFO_NORESIZE, VFIO_PCI_MSI_IRQ_INDEX, VFIO_PCI_MSIX_IRQ_INDEX,
+    VFIO_IRQ_INFO_NORESIZE, VFIO_IRQ_SET_ACTION_MASK, VFIO_IRQ_SET_ACTION_TRIGGER,
+    VFIO_IRQ_SET_ACTION_UNMASK, VFIO_PCI_INTX_IRQ_INDEX, VFIO_PCI_MSI_IRQ_INDEX, VFIO_PCI_MSIX_IRQ_INDEX,
 };
 
 use crate::calls::File;
 use crate::device::OpenDevice;
 use crate::memory::ProcessPlatform;
 
-/// How a device sends messages, and what of that is on.
+/// How a device interrupts, and what of that is on.
 #[derive(Debug)]
-pub(crate) struct Messages {
-    /// MSI-X, or MSI.
+pub(crate) struct Interrupts {
+    /// MSI-X, MSI where there is none, or INTx where there is neither.
     index: u32,
     /// How many vectors there can be.
     pub(crate) count: u32,
@@ -30,30 +33,27 @@ pub(crate) struct Messages {
     at_once: bool,
     /// How many vectors are on; 0 before the first is connected.
     enabled: u32,
+    /// How many of these somebody has.
+    connected: u32,
 }
 
-impl Messages {
-    /// MSI-X where the device has it, else MSI.
+impl Interrupts {
     pub(crate) fn find(device: &File<'_>) -> io::Result<Self> {
-        let mut index = VFIO_PCI_MSIX_IRQ_INDEX;
-        let mut info = device.irq_info(index)?;
-        if info.count == 0 {
-            index = VFIO_PCI_MSI_IRQ_INDEX;
-            info = device.irq_info(index)?;
+        for index in [VFIO_PCI_MSIX_IRQ_INDEX, VFIO_PCI_MSI_IRQ_INDEX, VFIO_PCI_INTX_IRQ_INDEX] {
+            let info = device.irq_info(index)?;
+            if info.count != 0 {
+                let at_once = info.flags & VFIO_IRQ_INFO_NORESIZE != 0;
+                // A table of MSI-X has 2048 vectors at most.
+                return Ok(Self { index, count: info.count.min(2048), at_once, enabled: 0, connected: 0 });
+            }
         }
-        let at_once = info.flags & VFIO_IRQ_INFO_NORESIZE != 0;
-        // A table of MSI-X has 2048 vectors at most.
-        Ok(Self { index, count: info.count.min(2048), at_once, enabled: 0 })
+        Ok(Self { index: VFIO_PCI_INTX_IRQ_INDEX, count: 0, at_once: false, enabled: 0, connected: 0 })
     }
 
     /// Has vector `vector` (less than `count`) signal `event`.
     fn connect(&mut self, device: &File<'_>, vector: u32, event: &OwnedFd) -> Result<(), PciError> {
-        let error = |error: io::Error| match Errno::from_io_error(&error) {
-            Some(Errno::NODEV) => PciError::Gone,
-            _ => PciError::OutOfVectors,
-        };
         if vector < self.enabled || self.enabled != 0 && !self.at_once {
-            device.set_irqs(self.index, vector, &[Some(event.as_fd())]).map_err(error)?;
+            device.set_irqs(self.index, vector, &[Some(event.as_fd())]).map_err(pci_error)?;
             return Ok(());
         }
         if self.enabled != 0 {
@@ -64,7 +64,7 @@ impl Messages {
             let mut files = vec![None; wanted as usize];
             files[vector as usize] = Some(event.as_fd());
             // When there are fewer, that many.
-            match device.set_irqs(self.index, 0, &files).map_err(error)? {
+            match device.set_irqs(self.index, 0, &files).map_err(pci_error)? {
                 0 => {
                     self.enabled = wanted;
                     return Ok(());
@@ -74,44 +74,172 @@ impl Messages {
         }
         Err(PciError::OutOfVectors)
     }
+
+    /// Ends what `connect` has begun; with the last vector the kind, so that another can be on.
+    fn disconnect(&mut self, device: &File<'_>, index: u32, vector: u32) -> io::Result<()> {
+        if index == self.index {
+            self.connected = self.connected.saturating_sub(1);
+            if self.connected != 0 {
+                return device.set_irqs(index, vector, &[None]).map(drop);
+            }
+            self.enabled = 0;
+        }
+        device.act_on_irqs(index, 0, 0, VFIO_IRQ_SET_ACTION_TRIGGER)
+    }
 }
 
-/// A vector that signals an event file.
-pub(crate) struct Vector {
+fn pci_error(error: io::Error) -> PciError {
+    match Errno::from_io_error(&error) {
+        Some(Errno::NODEV) => PciError::Gone,
+        _ => PciError::OutOfVectors,
+    }
+}
+
+/// An interrupt of a device that signals an event file: a message (MSI-X or MSI), or the level of a pin (INTx).
+///
+/// There are three ways to wait: the calling thread does ([`Interrupt::wait`]), a task of whatever executor does
+/// ([`Vector::arrived`]), or the program watches the file itself ([`AsFd`]) and takes what has arrived ([`Vector::try_take`]).
+///
+/// ```no_run
+/// # async fn example(vfio: &backend_vfio::Vfio, address: platform::pci::PciAddress) -> Result<(), Box<dyn std::error::Error>> {
+/// let vector = vfio.vector(address, 0)?;
+/// vector.arrived().await?;
+/// # Ok(()) }
+/// ```
+///
+/// The kernel masks INTx when it arrives, since the pin stays as it is until the device's driver has dealt with the device. The
+/// next wait, or [`Vector::try_take`], unmasks it: by then the driver has. What the pin still says then arrives again.
+pub struct Vector {
     device: Arc<OpenDevice>,
     platform: Arc<ProcessPlatform>,
+    index: u32,
     number: u32,
     event: OwnedFd,
+    /// Whether the kernel has masked it: INTx that was taken.
+    masked: AtomicBool,
 }
 
 impl Vector {
+    /// A vector of the device's first kind of interrupts.
     pub(crate) fn connect(
         device: &Arc<OpenDevice>,
         platform: &Arc<ProcessPlatform>,
         vector: u16,
     ) -> Result<Self, PciError> {
         device.check()?;
-        let mut messages = device.messages.lock();
+        let mut interrupts = device.interrupts.lock();
         let number = u32::from(vector);
-        if number >= messages.count {
-            return Err(PciError::NoSuchVector { vector, count: messages.count as u16 });
+        if number >= interrupts.count {
+            return Err(PciError::NoSuchVector { vector, count: interrupts.count as u16 });
         }
-        let flags = EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK;
-        let event = eventfd(0, flags).map_err(|_| PciError::OutOfVectors)?;
-        messages.connect(&device.file(), number, &event)?;
-        drop(messages);
-        Ok(Self { device: Arc::clone(device), platform: Arc::clone(platform), number, event })
+        let event = new_event()?;
+        interrupts.connect(&device.file(), number, &event)?;
+        interrupts.connected += 1;
+        let index = interrupts.index;
+        drop(interrupts);
+        Ok(Self::new(device, platform, index, number, event))
     }
 
-    /// Takes what has arrived; false when nothing has.
-    fn take(&self) -> bool {
+    /// The device's pin, whatever else it has.
+    pub(crate) fn connect_pin(
+        device: &Arc<OpenDevice>,
+        platform: &Arc<ProcessPlatform>,
+    ) -> Result<Self, PciError> {
+        device.check()?;
+        let info = device.file().irq_info(VFIO_PCI_INTX_IRQ_INDEX).map_err(pci_error)?;
+        if info.count == 0 {
+            return Err(PciError::NoSuchVector { vector: 0, count: 0 });
+        }
+        let event = new_event()?;
+        // The kernel refuses while another kind is on.
+        let mut interrupts = device.interrupts.lock();
+        device.file().set_irqs(VFIO_PCI_INTX_IRQ_INDEX, 0, &[Some(event.as_fd())]).map_err(pci_error)?;
+        if interrupts.index == VFIO_PCI_INTX_IRQ_INDEX {
+            (interrupts.enabled, interrupts.connected) = (1, interrupts.connected + 1);
+        }
+        drop(interrupts);
+        Ok(Self::new(device, platform, VFIO_PCI_INTX_IRQ_INDEX, 0, event))
+    }
+
+    fn new(
+        device: &Arc<OpenDevice>,
+        platform: &Arc<ProcessPlatform>,
+        index: u32,
+        number: u32,
+        event: OwnedFd,
+    ) -> Self {
+        let (device, platform) = (Arc::clone(device), Arc::clone(platform));
+        Self { device, platform, index, number, event, masked: AtomicBool::new(false) }
+    }
+
+    fn is_pin(&self) -> bool {
+        self.index == VFIO_PCI_INTX_IRQ_INDEX
+    }
+
+    /// Takes what has arrived, without waiting: whether anything has, since the last time.
+    pub fn try_take(&self) -> bool {
+        if self.masked.swap(false, Ordering::Relaxed) {
+            // A device that is gone interrupts no more.
+            let _ = self.unmask();
+        }
         let taken = rustix::io::read(&self.event, &mut [0; 8]).is_ok();
         if taken {
+            self.masked.store(self.is_pin(), Ordering::Relaxed);
             // What the device wrote before it raised the interrupt.
             fence(Ordering::Acquire);
         }
         taken
     }
+
+    /// Waits as a task: the executor's thread is free meanwhile. One task at a time; with several the last one is woken. A thread
+    /// of the crate's, one for each device, watches the file.
+    ///
+    /// # Errors
+    /// The system's, when it gives no thread or no file to watch with.
+    pub async fn arrived(&self) -> io::Result<()> {
+        poll_fn(|context| self.poll_arrived(context)).await
+    }
+
+    fn poll_arrived(&self, context: &mut Context<'_>) -> Poll<io::Result<()>> {
+        if self.try_take() {
+            return Poll::Ready(Ok(()));
+        }
+        let event = self.event.as_fd();
+        let watched = self
+            .device
+            .reactor()
+            .and_then(|reactor| reactor.wake_when_readable(self.reactor_number(), event, context.waker()));
+        match watched {
+            Ok(()) => Poll::Pending,
+            Err(error) => Poll::Ready(Err(error)),
+        }
+    }
+
+    /// A number that no other vector of the device has at the same time.
+    fn reactor_number(&self) -> u64 {
+        use std::os::fd::AsRawFd;
+        self.event.as_raw_fd() as u64
+    }
+
+    /// Keeps INTx from arriving; a pin that is up meanwhile arrives when it is unmasked.
+    ///
+    /// # Errors
+    /// The kernel's: it masks no messages.
+    pub fn mask(&self) -> io::Result<()> {
+        self.device.file().act_on_irqs(self.index, self.number, 1, VFIO_IRQ_SET_ACTION_MASK)
+    }
+
+    /// Lets INTx arrive again.
+    ///
+    /// # Errors
+    /// As [`Vector::mask`].
+    pub fn unmask(&self) -> io::Result<()> {
+        self.device.file().act_on_irqs(self.index, self.number, 1, VFIO_IRQ_SET_ACTION_UNMASK)
+    }
+}
+
+fn new_event() -> Result<OwnedFd, PciError> {
+    eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK).map_err(|_| PciError::OutOfVectors)
 }
 
 impl Interrupt for Vector {
@@ -119,7 +247,7 @@ impl Interrupt for Vector {
         /// The longest wait in one call: no timeout of the system's overflows.
         const TURN: Duration = Duration::from_secs(3600);
         loop {
-            if self.take() {
+            if self.try_take() {
                 return Ok(());
             }
             let left = deadline - self.platform.now();
@@ -134,11 +262,20 @@ impl Interrupt for Vector {
     }
 }
 
+/// The file that can be read when the interrupt has arrived; [`Vector::try_take`] reads it.
+impl AsFd for Vector {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.event.as_fd()
+    }
+}
+
 impl Drop for Vector {
     fn drop(&mut self) {
-        let index = self.device.messages.lock().index;
+        if let Some(reactor) = self.device.running_reactor() {
+            reactor.forget(self.reactor_number(), self.event.as_fd());
+        }
         // Closing the device disconnects it as well.
-        let _ = self.device.file().set_irqs(index, self.number, &[None]);
+        let _ = self.device.interrupts.lock().disconnect(&self.device.file(), self.index, self.number);
     }
 }
 

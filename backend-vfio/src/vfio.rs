@@ -14,6 +14,7 @@ use crate::driver::Type1;
 use crate::error::VfioError;
 use crate::function::VfioFunction;
 use crate::host::Host;
+use crate::interrupt::Vector;
 use crate::memory::ProcessPlatform;
 use crate::registered::Registered;
 
@@ -169,6 +170,28 @@ impl Vfio {
             Ok(Arc::new(Gated::new(ops, gate)) as Arc<dyn DmaMapOps>)
         });
         Ok((function, device.map_err(|error| VfioError::Register { address, error })?))
+    }
+
+    /// Connects message interrupt `vector` of a device, as [`Function::interrupt`] does, to be waited for in more ways than that: see
+    /// [`Vector`]. A device that sends no messages has its pin as vector 0.
+    ///
+    /// # Errors
+    /// [`VfioError::Interrupt`]; as [`Vfio::function`].
+    pub fn vector(&self, address: PciAddress, vector: u16) -> Result<Vector, VfioError> {
+        let device = self.driver.device(address)?;
+        Vector::connect(&device, &self.platform, vector)
+            .map_err(|error| VfioError::Interrupt { address, error })
+    }
+
+    /// Connects a device's interrupt pin (INTx), also of one that sends messages. The kernel has one kind of interrupts on at a
+    /// time: the device's [`Vector`]s of messages must have been dropped.
+    ///
+    /// # Errors
+    /// As [`Vfio::vector`].
+    #[doc(alias = "INTx")]
+    pub fn intx(&self, address: PciAddress) -> Result<Vector, VfioError> {
+        let device = self.driver.device(address)?;
+        Vector::connect_pin(&device, &self.platform).map_err(|error| VfioError::Interrupt { address, error })
     }
 
     /// Resets a device (Linux: `VFIO_DEVICE_RESET`); what is mapped stays mapped. Its driver begins anew.

@@ -41,6 +41,7 @@ pub(crate) enum Call {
     Map { iova: u64, len: u64, flags: u32 },
     Unmap { iova: u64, len: u64 },
     SetIrqs { index: u32, start: u32, files: Vec<i32> },
+    ActOnIrqs { index: u32, count: u32, action: u32 },
     Reset,
 }
 
@@ -87,8 +88,9 @@ pub(crate) struct Knobs {
     pub(crate) locked: u64,
     /// Whether unmaps fail.
     pub(crate) unmap_fails: bool,
-    /// Vectors of MSI-X; without, there is one of MSI.
+    /// Vectors of MSI-X; without, there are these of MSI.
     pub(crate) msix: u32,
+    pub(crate) msi: u32,
     /// How many of these the system can give.
     pub(crate) vectors: u32,
     /// Whether vectors can come one by one.
@@ -108,6 +110,7 @@ impl Default for Knobs {
             locked: u64::MAX,
             unmap_fails: false,
             msix: 8,
+            msi: 1,
             vectors: u32::MAX,
             resize: false,
             reset: true,
@@ -278,6 +281,7 @@ impl Bed {
 
 const MSIX: u32 = 2;
 const MSI: u32 = 1;
+const INTX: u32 = 0;
 
 /// Writes an answer of `len` bytes, or as much of it as there is room for.
 unsafe fn answer(argument: *mut c_void, answer: &[u8]) {
@@ -508,7 +512,8 @@ unsafe impl Kernel for Shared {
                 let [argsz, _, kind, _] = unsafe { structure.read() };
                 let count = match kind {
                     MSIX => state.knobs.msix,
-                    MSI => 1,
+                    MSI => state.knobs.msi,
+                    INTX => 1,
                     _ => 0,
                 };
                 let flags = 1 | if state.knobs.resize { 0 } else { NO_RESIZE };
@@ -520,6 +525,11 @@ unsafe impl Kernel for Shared {
                 let header = argument.cast::<u32>();
                 // SAFETY: length, flags, kind, first, count, and that many files.
                 let [_, flags, kind, start, count] = unsafe { header.cast::<[u32; 5]>().read() };
+                const NO_DATA: u32 = 1;
+                if flags & NO_DATA != 0 {
+                    state.calls.push(Call::ActOnIrqs { index: kind, count, action: flags & !NO_DATA });
+                    return Ok(0);
+                }
                 assert_eq!(flags, 4 | 32, "event files, to be triggered");
                 // SAFETY: as above.
                 let files =
