@@ -4,8 +4,9 @@ use std::fs;
 use std::os::unix::fs::FileExt;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::task::{Context, Poll, Wake};
 
-use backend_vfio::{Config, Host, Obstacle, ProcessPlatform, Vfio, VfioError, survey};
+use backend_vfio::{Config, Host, Obstacle, ProcessPlatform, Vector, Vfio, VfioError, survey};
 use conformance::Waiver;
 use dma_api::{Bidirectional, CoherentSlice, Device, DmaBuffer, Streaming};
 use iommu_core::{Domain, DomainType, Owner, PagingFlags};
@@ -14,7 +15,7 @@ use platform::{DmaAddr, FrameRequest, Frames, MapError, PhysAddr, Prot};
 
 use crate::edu::{BUFFER_LEN, Edu, EduBench};
 use crate::system::{EDU, NVME, OTHER_EDU};
-use crate::{Failure, alone, ensure, limits, nvme};
+use crate::{Failure, alone, ensure, job, limits, nvme, registered};
 
 type Check = fn() -> Result<(), Failure>;
 
@@ -29,13 +30,18 @@ const CHECKS: &[(&str, Check)] = &[
     ("two domains are apart", two_domains),
     ("bus mastering is off until asked for, and after", bus_mastering),
     ("interrupts by MSI", interrupts),
+    ("interrupts by the pin", pin),
+    ("a task is woken by an interrupt", task),
     ("a device without a reset says so", no_reset),
     ("hugepages serve long buffers", limits::hugepages),
     ("the kernel's limit of mappings", limits::mappings),
     ("an unprivileged user's limit of locked memory", limits::locked_memory),
     ("nvme: identify", nvme::identify),
     ("nvme: the whole disk, read and written, with MSI-X", nvme::whole_disk),
+    ("nvme: the whole disk, under the decorator that checks the driver", nvme::checked),
     ("nvme: reset", nvme::reset),
+    ("the main job's program reads the disk", job::main_job),
+    ("what a lookup, a copy and a map cost", registered::measured),
     ("a process that is killed in mid-DMA leaves nothing behind", alone::killed),
 ];
 
@@ -52,21 +58,23 @@ pub(crate) fn run() -> Result<(), Failure> {
     for (name, check) in CHECKS {
         say(name, check().map_err(|error| error.to_string()));
     }
-    match conformance() {
-        Ok(report) => {
-            for (name, outcome) in report.outcomes {
-                let result = match outcome {
-                    conformance::Outcome::Passed => Ok(()),
-                    conformance::Outcome::Waived(waiver) => {
-                        println!("waived: {name}: {}", waiver.reason);
-                        Ok(())
-                    }
-                    other => Err(format!("{other:?}")),
-                };
-                say(&format!("conformance: {name}"), result);
+    for (mode, report) in [("conformance", conformance()), ("registered", registered::conformance())] {
+        match report {
+            Ok(report) => {
+                for (name, outcome) in report.outcomes {
+                    let result = match outcome {
+                        conformance::Outcome::Passed => Ok(()),
+                        conformance::Outcome::Waived(waiver) => {
+                            println!("waived: {name}: {}", waiver.reason);
+                            Ok(())
+                        }
+                        other => Err(format!("{other:?}")),
+                    };
+                    say(&format!("{mode}: {name}"), result);
+                }
             }
+            Err(error) => say(mode, Err(error.to_string())),
         }
-        Err(error) => say("conformance", Err(error.to_string())),
     }
     ensure(failed == 0, &format!("{failed} checks failed"))
 }
@@ -377,6 +385,55 @@ fn interrupts() -> Result<(), Failure> {
         let vector = edu.function().interrupt(0)?;
         edu.interrupt(&*vector)?;
         edu.interrupt(&*vector)?;
+    }
+    Ok(())
+}
+
+fn pin() -> Result<(), Failure> {
+    let vfio = open(&[EDU])?;
+    let edu = edu(&vfio, EDU)?;
+    let message = vfio.vector(EDU, 0)?;
+    ensure(vfio.intx(EDU).is_err(), "two kinds of interrupts are on")?;
+    drop(message);
+    let pin = vfio.intx(EDU)?;
+    // The second arrives only if the first was unmasked.
+    edu.interrupt(&pin)?;
+    edu.interrupt(&pin)?;
+    ensure(!pin.try_take(), "it arrived again, though the device has taken it back")?;
+    drop(pin);
+    edu.interrupt(&vfio.vector(EDU, 0)?)
+}
+
+/// An executor of one task: its thread sleeps until it is woken.
+fn block_on<T>(task: impl Future<Output = T>) -> T {
+    struct Thread(std::thread::Thread);
+    impl Wake for Thread {
+        fn wake(self: Arc<Self>) {
+            self.0.unpark();
+        }
+    }
+    let waker = Arc::new(Thread(std::thread::current())).into();
+    let mut task = std::pin::pin!(task);
+    loop {
+        match task.as_mut().poll(&mut Context::from_waker(&waker)) {
+            Poll::Ready(value) => return value,
+            Poll::Pending => std::thread::park(),
+        }
+    }
+}
+
+fn task() -> Result<(), Failure> {
+    let vfio = open(&[EDU])?;
+    let edu = edu(&vfio, EDU)?;
+    // One after the other: the kernel has one kind on at a time.
+    let kinds: [&dyn Fn() -> Result<Vector, VfioError>; 2] = [&|| vfio.vector(EDU, 0), &|| vfio.intx(EDU)];
+    for connect in kinds {
+        let vector = connect()?;
+        for _ in 0..2 {
+            edu.raise();
+            block_on(vector.arrived())?;
+            edu.acknowledge()?;
+        }
     }
     Ok(())
 }

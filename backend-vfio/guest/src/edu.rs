@@ -74,8 +74,17 @@ impl Edu {
 
     /// Interrupts, and waits for that.
     pub(crate) fn interrupt(&self, vector: &dyn Interrupt) -> Result<(), Failure> {
-        self.registers.write32(RAISE, 1);
+        self.raise();
         vector.wait(self.clock.now() + SOON)?;
+        self.acknowledge()
+    }
+
+    pub(crate) fn raise(&self) {
+        self.registers.write32(RAISE, 1);
+    }
+
+    /// Takes the interrupt back.
+    pub(crate) fn acknowledge(&self) -> Result<(), Failure> {
         let status = self.registers.read32(INTERRUPT_STATUS);
         self.registers.write32(ACKNOWLEDGE, status);
         if status == 1 { Ok(()) } else { Err(format!("the interrupt's status is {status:#x}").into()) }

@@ -7,9 +7,11 @@
 mod alone;
 mod checks;
 mod edu;
+mod job;
 mod limits;
 mod nvme;
 mod pci_tree;
+mod registered;
 mod system;
 
 use std::process::ExitCode;

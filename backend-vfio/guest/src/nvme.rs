@@ -1,10 +1,11 @@
 //! The NVMe driver of the other backends, unchanged.
 
 use std::io::Write;
+use std::sync::Arc;
 use std::time::Duration;
 
 use backend_vfio::Vfio;
-use dma_api::DmaBuffer;
+use dma_api::{DmaBuffer, DmaDebug};
 use nvme_driver::{Controller, IoQueue};
 
 use crate::checks::{bind_nvme, open};
@@ -19,6 +20,14 @@ const DEPTH: u32 = 16;
 /// pattern `seed`.
 fn byte(seed: u64, at: u64) -> u8 {
     ((at ^ seed).wrapping_mul(0x9e37_79b9_7f4a_7c15) >> 56) as u8
+}
+
+/// All that the disk holds after pattern `seed` was written to it.
+pub(crate) fn contents(seed: u64) -> Result<Vec<u8>, Failure> {
+    let vfio = open(&[NVME])?;
+    let controller = controller(&vfio)?;
+    let len = controller.namespace().blocks * controller.namespace().block_size as u64;
+    Ok((0..len).map(|at| byte(seed, at)).collect())
 }
 
 fn controller(vfio: &Vfio) -> Result<Controller, Failure> {
@@ -96,6 +105,24 @@ pub(crate) fn whole_disk() -> Result<(), Failure> {
     finish(&mut queue)?;
     drop(queue);
     move_everything(&controller, 1, &read, &holds(2))
+}
+
+/// Under the decorator that reports a driver's mistakes.
+pub(crate) fn checked() -> Result<(), Failure> {
+    let debug = Arc::new(DmaDebug::new());
+    let vfio = open(&[NVME])?;
+    let (function, device) = vfio.bind(NVME)?;
+    let controller = Controller::new(function, Arc::new(device.checked(&debug)), QUEUES)?;
+    let block = controller.namespace().block_size as u64;
+    let read = |queue: &mut IoQueue<'_>, at: u64, buffer| Ok(queue.read(at / block, buffer)?);
+    let well = |at: u64, found: &[u8]| {
+        ensure(found.iter().zip(at..).all(|(&found, at)| found == byte(2, at)), "the bytes are wrong")
+    };
+    move_everything(&controller, 1, &read, &well)?;
+    drop(controller);
+    let reports: Vec<String> = debug.take_reports().iter().map(ToString::to_string).collect();
+    ensure(reports.is_empty() && debug.lost() == 0, &format!("mistakes: {reports:?}"))?;
+    ensure(debug.dump().is_empty(), "something is mapped still")
 }
 
 pub(crate) fn reset() -> Result<(), Failure> {

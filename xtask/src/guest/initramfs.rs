@@ -1,22 +1,24 @@
 //! The guest's first files, in the archive that Linux unpacks at its start (cpio, format "newc").
 
 use std::fmt::Write;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 const FOLDER: u32 = 0o040_755;
 const PROGRAM: u32 = 0o100_755;
 const FILE: u32 = 0o100_644;
 const CHARACTER_DEVICE: u32 = 0o020_600;
 
-/// An archive with the guest's program as `/init`, and modules under names that sort in the order of loading.
-pub(crate) fn archive(program: &Path, modules: &[impl AsRef<Path>]) -> Result<Vec<u8>, String> {
+/// An archive with programs under their names, the first of them `init`, and modules under names that sort in the order of loading.
+pub(crate) fn archive(programs: &[(&str, PathBuf)], modules: &[impl AsRef<Path>]) -> Result<Vec<u8>, String> {
     let mut archive = Archive::default();
     for folder in ["dev", "proc", "sys", "modules"] {
         archive.add(folder, FOLDER, (0, 0), &[]);
     }
     // Where the first program's output goes: nothing else makes it before that program starts.
     archive.add("dev/console", CHARACTER_DEVICE, (5, 1), &[]);
-    archive.add("init", PROGRAM, (0, 0), &read(program)?);
+    for (name, program) in programs {
+        archive.add(name, PROGRAM, (0, 0), &read(program)?);
+    }
     for (index, module) in modules.iter().map(AsRef::as_ref).enumerate() {
         let name = module.file_name().unwrap_or_default().to_string_lossy();
         archive.add(&format!("modules/{index:02}-{name}"), FILE, (0, 0), &read(module)?);

@@ -1,4 +1,4 @@
-//! A guest with Debian's kernel and one program of ours on a machine that QEMU emulates. Everything that it takes is fetched,
+//! A guest with Debian's kernel and programs of ours on a machine that QEMU emulates. Everything that it takes is fetched,
 //! unpacked and built under the target folder.
 
 mod initramfs;
@@ -31,14 +31,15 @@ pub(crate) const IOMMUS: [Iommu; 2] = [
 /// QEMU's status after a guest that says that everything went well: no other way out has it.
 const PASSED: i32 = 0x10 << 1 | 1;
 const TIMEOUT: Duration = Duration::from_secs(300);
-const PROGRAM: &str = "vfio-guest";
+/// What the guest has: the names there, and the packages' programs.
+const PROGRAMS: [(&str, &str); 2] = [("init", "vfio-guest"), ("main-job", "main-job")];
 const PLATFORM: &str = "x86_64-unknown-linux-gnu";
 
 /// What it takes to boot one.
 pub(crate) struct Guest {
     qemu: Fetched,
     kernel: Kernel,
-    /// The program, and the modules that it may load.
+    /// The programs, and the modules that they may load.
     archive: PathBuf,
 }
 
@@ -49,7 +50,7 @@ pub(crate) fn fetch() -> Result<(), String> {
 }
 
 impl Guest {
-    /// Gets QEMU and the kernel, and builds the program.
+    /// Gets QEMU and the kernel, and builds the programs.
     pub(crate) fn new() -> Result<Self, String> {
         let (qemu, kernel) = (fetch::newest()?, kernel::fetch()?);
         let archive = target().join("vfio/initramfs");
@@ -79,17 +80,24 @@ impl Guest {
     }
 }
 
-/// Builds the guest's program so that it needs no library of a system.
-fn build() -> Result<PathBuf, String> {
-    println!("building {PROGRAM}");
+/// Builds the guest's programs so that they need no library of a system.
+fn build() -> Result<Vec<(&'static str, PathBuf)>, String> {
+    println!("building what the guest runs");
     // A folder of its own: the flags would have everything built anew there and back.
     let folder = target().join("vfio/build");
     let mut command = cargo();
     command.env("CARGO_TARGET_X86_64_UNKNOWN_LINUX_GNU_RUSTFLAGS", "-C target-feature=+crt-static");
-    command.args(["build", "--release", "--package", PROGRAM, "--target", PLATFORM]);
+    command.args(["build", "--release", "--package", "vfio-guest", "--package", "examples"]);
+    command.args(["--bin", "vfio-guest", "--bin", "main-job", "--target", PLATFORM]);
+    command.args(["--no-default-features", "--features", "examples/vfio"]);
     let status = command.arg("--target-dir").arg(&folder).status().map_err(|error| error.to_string())?;
-    let program = folder.join(PLATFORM).join("release").join(PROGRAM);
-    if status.success() { Ok(program) } else { Err(format!("building {PROGRAM}: {status}")) }
+    let built = folder.join(PLATFORM).join("release");
+    let programs = PROGRAMS.map(|(name, program)| (name, built.join(program)));
+    if status.success() {
+        Ok(programs.into())
+    } else {
+        Err(format!("building what the guest runs: {status}"))
+    }
 }
 
 /// Runs a machine and hands on each line that its guest says. A guest that hangs is ended.
