@@ -4,11 +4,11 @@ mod common;
 
 use backend_qemu::{Config, QemuMachine};
 use common::{EDU, IDENTITY, start, with_edu};
-use conformance::Waiver;
+use conformance::modes::{Mode, QEMU, QEMU_IDENTITY};
 
-fn check(config: Config, waivers: &[Waiver]) {
+fn check(config: Config, mode: Mode) {
     let Some(machine) = start(config) else { return };
-    let bench = machine.edu(EDU).unwrap().waiving(waivers);
+    let bench = machine.edu(EDU).unwrap().waiving(mode.waivers);
     let report = conformance::run(&bench);
     machine.health().unwrap();
     assert!(report.passed(), "\n{report}");
@@ -25,28 +25,20 @@ fn nothing_is_left(machine: &QemuMachine) {
 
 #[test]
 fn strict_dma_keeps_every_rule() {
-    check(with_edu(), &[]);
+    check(with_edu(), QEMU);
 }
 
 #[test]
 fn strict_dma_of_an_untrusted_device_keeps_every_rule() {
-    check(with_edu().untrusted(vec![EDU]), &[]);
+    check(with_edu().untrusted(vec![EDU]), QEMU);
 }
-
-/// What nothing refuses where nothing translates, and nothing need be bounced.
-const UNTRANSLATED: [Waiver; 4] = [
-    Waiver { check: "unmapped_is_refused", reason: "every physical address is the device's" },
-    Waiver { check: "just_unmapped_is_refused", reason: "every physical address is the device's" },
-    Waiver { check: "to_device_refuses_writes", reason: "without a page table there are no permissions" },
-    Waiver { check: "from_device_refuses_reads", reason: "without a page table there are no permissions" },
-];
 
 #[test]
 fn identity_confines_nothing() {
-    check(with_edu().settings(IDENTITY), &UNTRANSLATED);
+    check(with_edu().settings(IDENTITY), QEMU_IDENTITY);
 }
 
 #[test]
 fn without_an_iommu_nothing_is_confined() {
-    check(with_edu().without_iommu(), &UNTRANSLATED);
+    check(with_edu().without_iommu(), QEMU_IDENTITY);
 }

@@ -7,10 +7,10 @@ use std::time::Duration;
 use backend_sim::SimMachine;
 use backend_sim::sim_hardware::{Machine, iommu};
 use common::{IDENTITY, LAZY, boot, boot_without_iommu};
-use conformance::Waiver;
+use conformance::modes::{Mode, SIM, SIM_LAZY, SWIOTLB};
 
-fn check(machine: &SimMachine, waivers: &[Waiver]) {
-    let bench = machine.engine(Machine::ENGINE).unwrap().waiving(waivers);
+fn check(machine: &SimMachine, mode: Mode) {
+    let bench = machine.engine(Machine::ENGINE).unwrap().waiving(mode.waivers);
     let report = conformance::run(&bench);
     assert!(report.passed(), "\n{report}");
     drop(bench);
@@ -21,24 +21,24 @@ fn check(machine: &SimMachine, waivers: &[Waiver]) {
 
 #[test]
 fn strict_dma_keeps_every_rule() {
-    check(&boot(|_| {}), &[]);
+    check(&boot(|_| {}), SIM);
 }
 
 #[test]
 fn strict_dma_of_an_untrusted_device_keeps_every_rule() {
-    check(&boot(|config| config.untrusted = vec![SimMachine::address(Machine::ENGINE)]), &[]);
+    check(&boot(|config| config.untrusted = vec![SimMachine::address(Machine::ENGINE)]), SIM);
 }
 
 #[test]
 fn strict_dma_keeps_every_rule_on_an_iommu_that_remembers_absence() {
     let iommu = iommu::Config { np_cache: true, ..iommu::Config::default() };
-    check(&boot(|config| config.iommu = Some(iommu)), &[]);
+    check(&boot(|config| config.iommu = Some(iommu)), SIM);
 }
 
 #[test]
 fn strict_dma_keeps_every_rule_on_an_iommu_that_forgets() {
     let iommu = iommu::Config { iotlb_capacity: Some(2), ..iommu::Config::default() };
-    check(&boot(|config| config.iommu = Some(iommu)), &[]);
+    check(&boot(|config| config.iommu = Some(iommu)), SIM);
 }
 
 #[test]
@@ -48,26 +48,15 @@ fn lazy_dma_leaves_memory_reachable_until_the_flush() {
         config.settings = LAZY;
         config.tick = Duration::from_secs(3600);
     });
-    let waived = Waiver {
-        check: "just_unmapped_is_refused",
-        reason: "a lazy domain invalidates when its flush queue is flushed, not when a map ends",
-    };
-    check(&machine, &[waived]);
+    check(&machine, SIM_LAZY);
 }
-
-/// What nothing refuses where nothing translates. What was bounced and is the device's no more is a slot of the pool, so
-/// that memory just unmapped is safe even here, and so is what the device may only read.
-const UNTRANSLATED: [Waiver; 2] = [
-    Waiver { check: "unmapped_is_refused", reason: "every physical address below the mask is the device's" },
-    Waiver { check: "from_device_refuses_reads", reason: "without a page table there are no permissions" },
-];
 
 #[test]
 fn identity_confines_nothing() {
-    check(&boot(|config| config.settings = IDENTITY), &UNTRANSLATED);
+    check(&boot(|config| config.settings = IDENTITY), SWIOTLB);
 }
 
 #[test]
 fn without_an_iommu_nothing_is_confined() {
-    check(&boot_without_iommu(), &UNTRANSLATED);
+    check(&boot_without_iommu(), SWIOTLB);
 }

@@ -5,6 +5,7 @@ extern crate alloc;
 
 mod bench;
 mod checks;
+pub mod modes;
 mod report;
 
 pub use bench::{Bench, Refused, Waiver};

@@ -8,6 +8,7 @@ use std::task::{Context, Poll, Wake};
 
 use backend_vfio::{Config, Host, Obstacle, ProcessPlatform, Vector, Vfio, VfioError, survey};
 use conformance::Waiver;
+use conformance::modes::{VFIO, VFIO_VT_D};
 use dma_api::{Bidirectional, CoherentSlice, Device, DmaBuffer, Streaming};
 use iommu_core::{Domain, DomainType, Owner, PagingFlags};
 use platform::pci::{Function, PciAddress};
@@ -81,12 +82,8 @@ pub(crate) fn run() -> Result<(), Failure> {
 
 /// What does not hold on this machine's IOMMU, as its Linux driver has it.
 fn waivers() -> &'static [Waiver] {
-    const VT_D: &[Waiver] = &[Waiver {
-        check: "from_device_refuses_reads",
-        reason: "Linux's driver for VT-d lets devices read whatever they may write (5.13 and later)",
-    }];
     let is_vt_d = std::path::Path::new("/sys/class/iommu/dmar0").exists();
-    if is_vt_d { VT_D } else { &[] }
+    if is_vt_d { VFIO_VT_D.waivers } else { VFIO.waivers }
 }
 
 fn conformance() -> Result<conformance::Report, Failure> {

@@ -4,7 +4,7 @@ use std::hint::black_box;
 use std::time::{Duration, Instant};
 
 use backend_vfio::{Config, Vfio};
-use conformance::Waiver;
+use conformance::modes::REGISTERED;
 use dma_api::{Bidirectional, BufferFor, Device, DmaBuffer, Streaming};
 
 use crate::edu::{Edu, EduBench};
@@ -17,17 +17,11 @@ fn open() -> Result<Vfio, Failure> {
     Ok(Vfio::open(Config { arena: ARENA, ..Config::new([EDU]) })?)
 }
 
-const WAIVERS: &[Waiver] = &[
-    Waiver { check: "just_unmapped_is_refused", reason: "registered memory stays mapped" },
-    Waiver { check: "to_device_refuses_writes", reason: "registered memory has no permissions of its own" },
-    Waiver { check: "from_device_refuses_reads", reason: "registered memory has no permissions of its own" },
-];
-
 pub(crate) fn conformance() -> Result<conformance::Report, Failure> {
     let vfio = open()?;
     // SAFETY: what the list has edu do beyond what it was given, it does to buffers that nobody relies on meanwhile.
     let (function, device) = unsafe { vfio.trust_registered(EDU) }?;
-    let bench = EduBench::new(Edu::new(function, vfio.platform().clone())?, device, WAIVERS)?;
+    let bench = EduBench::new(Edu::new(function, vfio.platform().clone())?, device, REGISTERED.waivers)?;
     let report = conformance::run(&bench);
     drop(bench);
     ensure(vfio.iommu().statistics().quarantined == 0, "addresses were quarantined")?;
