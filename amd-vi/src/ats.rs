@@ -5,12 +5,14 @@ use alloc::vec::Vec;
 use iommu_core::AttachError;
 use platform::pci::{ConfigSpace, PciAddress};
 
+use crate::attach::{Attachment, DeviceState};
 use crate::command::Command;
 use crate::command_queue::CommandError;
-use crate::driver::{Attachment, DeviceState, Segment, Shared};
+use crate::driver::Shared;
 use crate::invalidate::Cover;
 use crate::listeners::{Keeps, Listener, Listeners};
 use crate::pci_capability::extended_capability;
+use crate::segment::Segment;
 use crate::unit::Unit;
 
 /// A function's ATS capability (PCI Express, "ATS Extended Capability").

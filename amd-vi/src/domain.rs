@@ -13,7 +13,8 @@ use platform::sync::Mutex;
 use platform::sync::atomic::{AtomicBool, AtomicU32, Ordering, fence};
 use platform::{DmaAddr, IotlbGather, LeakCounter, MapError, PageSizes, PhysAddr, Prot, trace};
 
-use crate::driver::{Attachment, Shared};
+use crate::attach::Attachment;
+use crate::driver::Shared;
 use crate::dte::Translation;
 use crate::invalidate::Cover;
 use crate::listeners::Listeners;

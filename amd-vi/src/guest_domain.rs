@@ -9,7 +9,8 @@ use platform::pci::PciAddress;
 use platform::sync::atomic::{AtomicBool, Ordering};
 use platform::{DmaAddr, IotlbGather, MapError, PageSizes, PhysAddr, Prot, trace};
 
-use crate::driver::{Attachment, Shared};
+use crate::attach::Attachment;
+use crate::driver::Shared;
 use crate::invalidate::Cover;
 use crate::listeners::Listeners;
 

@@ -11,12 +11,13 @@ use platform::{PhysAddr, Platform};
 use crate::command_queue::CommandError;
 use crate::config::Config;
 use crate::device_table::DeviceTable;
-use crate::driver::{Segment, Shared};
+use crate::driver::Shared;
 use crate::hardware::Hardware;
 use crate::irq_remap::{IrqMode, NoIrqRemap};
 use crate::ivrs::{DeviceEntry, Ivhd, Ivrs, IvrsError};
 use crate::pci_capability::{IommuCapability, disable_msi, enable_msi};
 use crate::registers::{MMIO_LENGTH, Registers};
+use crate::segment::Segment;
 use crate::unit::Unit;
 
 /// How far the driver has come (Linux: `enum iommu_init_state`).

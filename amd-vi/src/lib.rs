@@ -4,6 +4,7 @@
 extern crate alloc;
 
 mod ats;
+mod attach;
 pub mod command;
 mod command_queue;
 mod completion;
@@ -31,6 +32,7 @@ mod pasid;
 pub mod pci_capability;
 pub mod ppr;
 pub mod registers;
+mod segment;
 mod unit;
 
 pub use command_queue::{CommandError, CommandQueue, CommandStatistics};

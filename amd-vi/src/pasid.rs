@@ -5,9 +5,10 @@ use alloc::sync::Arc;
 use iommu_core::AttachError;
 use platform::pci::{ConfigSpace, PciAddress};
 
+use crate::attach::{Attachment, DeviceState};
 use crate::command::Command;
 use crate::command_queue::CommandError;
-use crate::driver::{Attachment, DeviceState, Shared};
+use crate::driver::Shared;
 use crate::dte::Dte;
 use crate::gcr3::Gcr3Table;
 use crate::guest_domain::GuestDomain;

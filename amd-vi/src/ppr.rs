@@ -7,8 +7,9 @@ use iommu_core::{Iommu, PageRequest, PageResponse, ResponseCode};
 use platform::pci::{ConfigSpace, PciAddress, RequesterId};
 use platform::{DmaAddr, Prot};
 
+use crate::attach::{Attachment, DeviceState};
 use crate::command::Command;
-use crate::driver::{Attachment, DeviceState, Shared};
+use crate::driver::Shared;
 use crate::interrupt::{Handled, ROUNDS};
 use crate::pci_capability::extended_capability;
 use crate::registers::Status;

@@ -13,8 +13,9 @@ use super::table::{InterruptTable, Name};
 use super::{IrqTables, Link};
 use crate::command::Command;
 use crate::command_queue::CommandError;
-use crate::driver::{Segment, Shared};
+use crate::driver::Shared;
 use crate::ivrs::SpecialKind;
+use crate::segment::Segment;
 
 /// Pins of an IO-APIC that have an entry of their number each (Linux: the first 32 entries of its table).
 const PINS: u16 = 32;
