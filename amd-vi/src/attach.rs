@@ -161,10 +161,10 @@ impl Shared {
         let mut devices = self.devices().lock();
         let state = devices.get_mut(&dev).ok_or(AttachError::Device)?;
         let segment = self.segments().get(&dev.segment).ok_or(AttachError::Device)?;
-        if let Attachment::Paging(domain) = &new {
-            if !state.units(self).all(|unit| domain.fits(unit)) {
-                return Err(AttachError::Incompatible);
-            }
+        if let Attachment::Paging(domain) = &new
+            && !state.units(self).all(|unit| domain.fits(unit))
+        {
+            return Err(AttachError::Incompatible);
         }
         self.prepare_guest(state, &new)?;
         let stopped = self.stop_ats(dev, state);

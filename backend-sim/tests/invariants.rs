@@ -218,10 +218,13 @@ impl World {
 
 fn run(lazy: bool, steps: &[Step]) {
     let mut world = World::new(lazy);
-    for step in steps {
+    for (number, step) in steps.iter().enumerate() {
         world.apply(step);
-        world.live().for_each(|piece| world.check(&piece));
+        // Each in turn: a request takes a thread its time.
+        let live: Vec<_> = world.live().collect();
+        live.get(number % live.len().max(1)).into_iter().for_each(|piece| world.check(piece));
     }
+    world.live().for_each(|piece| world.check(&piece));
     while let Some(piece) = world.maps.pop() {
         world.unmap(piece);
     }
