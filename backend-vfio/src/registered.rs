@@ -36,9 +36,9 @@ pub struct Registered<O: DmaMapOps> {
 }
 
 impl<O: DmaMapOps> Registered<O> {
-    /// The longest buffer outside of the arena that is copied, in bytes: about half of the length at which the two copies cost as
-    /// much as the kernel's map and unmap. That length was measured in the guest of `cargo xtask vfio`, on AMD-Vi; the other half
-    /// is for what the copies drive out of the CPU's caches. The guest checks that copying this much is the cheaper way.
+    /// The longest buffer outside of the arena that is copied, in bytes: a fifth of the length at which the two copies cost as much
+    /// as the kernel's map and unmap in the guest of `cargo xtask vfio`, where the kernel's calls are slowed more than copies are.
+    /// The guest checks that copying this much is the cheaper way.
     pub const COPY_MAX: usize = 16 << 10;
 
     /// Maps the platform's arena through `ops`; short buffers elsewhere are copied through `copies`.
