@@ -77,7 +77,10 @@ pub enum VfioError {
     /// The core refused.
     #[error("{0}")]
     Group(#[from] GroupError),
-    /// An interrupt cannot be connected: it has no such, or another kind of interrupts is on.
+    /// Messages of a device and its pin are not connected at the same time.
+    #[error("another kind of interrupts of {0} is connected, or its pin is already: drop its vectors first")]
+    OtherInterrupts(PciAddress),
+    /// An interrupt cannot be connected.
     #[error("an interrupt of {address}: {error}")]
     Interrupt {
         /// Which device.

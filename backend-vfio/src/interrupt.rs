@@ -35,6 +35,8 @@ pub(crate) struct Interrupts {
     enabled: u32,
     /// How many of these somebody has.
     connected: u32,
+    /// Whether somebody has the pin of a device that sends messages.
+    pin: bool,
 }
 
 impl Interrupts {
@@ -44,10 +46,24 @@ impl Interrupts {
             if info.count != 0 {
                 let at_once = info.flags & VFIO_IRQ_INFO_NORESIZE != 0;
                 // A table of MSI-X has 2048 vectors at most.
-                return Ok(Self { index, count: info.count.min(2048), at_once, enabled: 0, connected: 0 });
+                return Ok(Self {
+                    index,
+                    count: info.count.min(2048),
+                    at_once,
+                    enabled: 0,
+                    connected: 0,
+                    pin: false,
+                });
             }
         }
-        Ok(Self { index: VFIO_PCI_INTX_IRQ_INDEX, count: 0, at_once: false, enabled: 0, connected: 0 })
+        Ok(Self {
+            index: VFIO_PCI_INTX_IRQ_INDEX,
+            count: 0,
+            at_once: false,
+            enabled: 0,
+            connected: 0,
+            pin: false,
+        })
     }
 
     /// Has vector `vector` (less than `count`) signal `event`.
@@ -75,6 +91,16 @@ impl Interrupts {
         Err(PciError::OutOfVectors)
     }
 
+    /// Whether nothing stands in the way of the device's first kind.
+    pub(crate) fn may_connect(&self) -> bool {
+        !self.pin
+    }
+
+    /// Whether nothing stands in the way of the pin.
+    pub(crate) fn may_connect_pin(&self) -> bool {
+        !self.pin && self.connected == 0
+    }
+
     /// Ends what `connect` has begun; with the last vector the kind, so that another can be on.
     fn disconnect(&mut self, device: &File<'_>, index: u32, vector: u32) -> io::Result<()> {
         if index == self.index {
@@ -83,6 +109,8 @@ impl Interrupts {
                 return device.set_irqs(index, vector, &[None]).map(drop);
             }
             self.enabled = 0;
+        } else {
+            self.pin = false;
         }
         device.act_on_irqs(index, 0, 0, VFIO_IRQ_SET_ACTION_TRIGGER)
     }
@@ -151,11 +179,12 @@ impl Vector {
             return Err(PciError::NoSuchVector { vector: 0, count: 0 });
         }
         let event = new_event()?;
-        // The kernel refuses while another kind is on.
         let mut interrupts = device.interrupts.lock();
         device.file().set_irqs(VFIO_PCI_INTX_IRQ_INDEX, 0, &[Some(event.as_fd())]).map_err(pci_error)?;
         if interrupts.index == VFIO_PCI_INTX_IRQ_INDEX {
-            (interrupts.enabled, interrupts.connected) = (1, interrupts.connected + 1);
+            (interrupts.enabled, interrupts.connected) = (1, 1);
+        } else {
+            interrupts.pin = true;
         }
         drop(interrupts);
         Ok(Self::new(device, platform, VFIO_PCI_INTX_IRQ_INDEX, 0, event))

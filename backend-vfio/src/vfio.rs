@@ -176,9 +176,12 @@ impl Vfio {
     /// [`Vector`]. A device that sends no messages has its pin as vector 0.
     ///
     /// # Errors
-    /// [`VfioError::Interrupt`]; as [`Vfio::function`].
+    /// [`VfioError::OtherInterrupts`], [`VfioError::Interrupt`]; as [`Vfio::function`].
     pub fn vector(&self, address: PciAddress, vector: u16) -> Result<Vector, VfioError> {
         let device = self.driver.device(address)?;
+        if !device.interrupts.lock().may_connect() {
+            return Err(VfioError::OtherInterrupts(address));
+        }
         Vector::connect(&device, &self.platform, vector)
             .map_err(|error| VfioError::Interrupt { address, error })
     }
@@ -191,6 +194,9 @@ impl Vfio {
     #[doc(alias = "INTx")]
     pub fn intx(&self, address: PciAddress) -> Result<Vector, VfioError> {
         let device = self.driver.device(address)?;
+        if !device.interrupts.lock().may_connect_pin() {
+            return Err(VfioError::OtherInterrupts(address));
+        }
         Vector::connect_pin(&device, &self.platform).map_err(|error| VfioError::Interrupt { address, error })
     }
 

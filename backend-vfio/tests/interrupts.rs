@@ -10,7 +10,7 @@ use std::sync::mpsc::{Receiver, Sender, channel};
 use std::task::{Context, Poll, Wake, Waker};
 use std::time::Duration;
 
-use backend_vfio::Vfio;
+use backend_vfio::{Vector, Vfio, VfioError};
 use common::{Bed, Call, NVME};
 use platform::Clock;
 use platform::pci::Interrupt;
@@ -82,6 +82,24 @@ fn a_device_without_messages_has_its_pin_as_its_vector() {
     let pin = function.interrupt(0).unwrap();
     raise(connected(&bed, INTX));
     pin.wait(soon(&vfio)).unwrap();
+}
+
+#[test]
+fn messages_and_the_pin_are_not_connected_together() {
+    let bed = Bed::new();
+    let vfio = bed.open(&[NVME]).unwrap();
+    let refused = |connected: Result<Vector, VfioError>| {
+        assert!(matches!(connected, Err(VfioError::OtherInterrupts(NVME))), "{connected:?}");
+    };
+    let message = vfio.vector(NVME, 0).unwrap();
+    refused(vfio.intx(NVME));
+    drop(message);
+    let pin = vfio.intx(NVME).unwrap();
+    refused(vfio.vector(NVME, 0));
+    refused(vfio.intx(NVME));
+    drop(pin);
+    drop(vfio.vector(NVME, 0).unwrap());
+    drop(vfio.intx(NVME).unwrap());
 }
 
 #[test]
