@@ -140,7 +140,10 @@ impl DeviceTable {
         }
         let _changing = self.changing.lock();
         let old = self.entry(device);
-        let new = if self.remaps { Dte { interrupt: old.interrupt, ..new } } else { new };
+        // With remapping the interrupt half is `set_interrupt_table`'s, all but what it says of guest tables.
+        let guest = new.interrupt.guest_paging_mode();
+        let kept = Dte { interrupt: old.interrupt.with_guest_paging_mode(guest), ..new };
+        let new = if self.remaps { kept } else { new };
         let (old_words, new_words) = (old.to_words(), new.to_words());
         let translates = |entry: Dte| !entry.translation.v() || entry.translation.tv();
         // One word alone changes at once.
@@ -183,7 +186,9 @@ impl DeviceTable {
     ) -> Result<(), CommandError> {
         let _changing = self.changing.lock();
         let blocked = self.blocked(device);
-        let interrupt = blocked.interrupt.remapped(table.base(), table.log2_entries());
+        let guest = self.entry(device).interrupt.guest_paging_mode();
+        let interrupt = blocked.interrupt.with_guest_paging_mode(guest);
+        let interrupt = interrupt.remapped(table.base(), table.log2_entries());
         self.store(device, 2, Dte { interrupt, ..blocked }.to_words()[2]);
         fence(Ordering::SeqCst);
         flush()

@@ -9,7 +9,7 @@ use backend_sim::{Config, SimMachine};
 use common::engine::RawEngine;
 use common::{IDENTITY, boot, page};
 use dma_api::{Bidirectional, DmaBuffer, Streaming};
-use iommu_core::{AttachError, Domain, DomainType, Group, GroupError, Owner, PagingFlags, Trust};
+use iommu_core::{AttachError, Domain, DomainType, Group, GroupError, IrqSource, Owner, PagingFlags, Trust};
 use platform::{DmaAddr, Prot};
 
 const IOVA: DmaAddr = DmaAddr::new(0x40_0000);
@@ -84,6 +84,11 @@ fn a_guest_table_translates_a_devices_own_requests() {
         assert_eq!(w2 >> 54 & 3, u64::from(five_levels));
         let last = if five_levels { (1 << 56) - 1 } else { (1 << 47) - 1 };
         assert_eq!(own.aperture(), (DmaAddr::new(0), DmaAddr::new(last)));
+        // Interrupts are led elsewhere beside it.
+        let function = SimMachine::address(Machine::ENGINE);
+        let source = IrqSource::Msi { function, aliases: &[] };
+        let _irqs = machine.irq_remap().unwrap().alloc(source, 1).unwrap();
+        assert_eq!(entry(&machine)[2] >> 54 & 3, u64::from(five_levels));
         let page = with_page(&machine, &own);
         assert!(engine.write(IOVA, MARK));
         assert_eq!(page[..8], MARK);
