@@ -1,5 +1,9 @@
 //! The machine as a `platform::Platform`: frames of the shared RAM, and the host's clock.
 
+use std::collections::BTreeMap;
+use std::ptr::NonNull;
+
+use platform::sync::Mutex;
 use platform::time::StdClock;
 use platform::{
     CacheMaintenance, Clock, Extent, FramePool, FrameRequest, Frames, Instant, OutOfFrames, PhysAddr, Window,
@@ -17,8 +21,11 @@ const LOW_MEMORY: u64 = 1 << 20;
 pub struct QemuPlatform {
     frames: FramePool,
     clock: StdClock,
-    /// What the frames are of.
-    _ram: Ram,
+    /// What the frames are of, and the physical address of its first byte.
+    ram: Ram,
+    first: u64,
+    /// What is mapped once more: where, and the pieces.
+    again: Mutex<BTreeMap<usize, Vec<(PhysAddr, usize)>>>,
 }
 
 impl QemuPlatform {
@@ -32,7 +39,7 @@ impl QemuPlatform {
         // SAFETY: a new file is zeros and the machine's alone; it is mapped as long as this value lives. QEMU's devices move
         // whole words.
         let frames = unsafe { FramePool::new(&ranges, window) };
-        Self { frames, clock: StdClock::new(), _ram: ram }
+        Self { frames, clock: StdClock::new(), ram, first: board.ram, again: Mutex::default() }
     }
 
     /// The frame allocator.
@@ -57,7 +64,34 @@ unsafe impl Frames for QemuPlatform {
     }
 
     fn translate(&self, at: *const u8, len: usize) -> Option<Extent> {
-        self.frames.translate(at, len)
+        self.frames.translate(at, len).or_else(|| {
+            let again = self.again.lock();
+            let (base, pieces) = again.range(..=at.addr()).next_back()?;
+            let mut before = at.addr() - base;
+            for &(phys, piece) in pieces {
+                if before < piece {
+                    return Some(Extent {
+                        phys: phys.wrapping_add(before as u64),
+                        len: len.min(piece - before),
+                    });
+                }
+                before -= piece;
+            }
+            None
+        })
+    }
+
+    unsafe fn vmap(&self, pieces: &[(PhysAddr, usize)]) -> Option<NonNull<u8>> {
+        let offsets: Vec<_> = pieces.iter().map(|(phys, len)| (phys.get() - self.first, *len)).collect();
+        let at = NonNull::new(self.ram.map_again(&offsets).ok()?)?;
+        self.again.lock().insert(at.as_ptr().expose_provenance(), pieces.to_vec());
+        Some(at)
+    }
+
+    unsafe fn vunmap(&self, at: NonNull<u8>, size: usize) {
+        self.again.lock().remove(&at.addr().get());
+        // SAFETY: the caller's promise.
+        unsafe { self.ram.unmap_again(at.as_ptr(), size) };
     }
 
     fn last(&self) -> PhysAddr {

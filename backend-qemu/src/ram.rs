@@ -5,7 +5,7 @@ use std::fs::File;
 use std::os::fd::AsRawFd;
 
 use rustix::fs::{MemfdFlags, memfd_create};
-use rustix::mm::{MapFlags, ProtFlags, mmap, munmap};
+use rustix::mm::{MapFlags, ProtFlags, mmap, mmap_anonymous, munmap};
 
 /// Guest RAM, zeroed, shared with QEMU.
 pub(crate) struct Ram {
@@ -34,6 +34,36 @@ impl Ram {
     /// Where this process sees the first byte.
     pub(crate) fn base(&self) -> *mut u8 {
         self.base
+    }
+
+    /// Maps pieces, each given by its offset and length, once more, one after the other.
+    pub(crate) fn map_again(&self, pieces: &[(u64, usize)]) -> std::io::Result<*mut u8> {
+        let len = pieces.iter().map(|(_, len)| len).sum();
+        // SAFETY: new addresses of the kernel's choice, which nobody can reach yet.
+        let base =
+            unsafe { mmap_anonymous(std::ptr::null_mut(), len, ProtFlags::empty(), MapFlags::PRIVATE) }?;
+        let mut at = base.cast::<u8>();
+        for &(offset, len) in pieces {
+            let (prot, flags) = (ProtFlags::READ | ProtFlags::WRITE, MapFlags::SHARED | MapFlags::FIXED);
+            // SAFETY: in the addresses that were taken just now.
+            if let Err(error) = unsafe { mmap(at.cast(), len, prot, flags, &self.file, offset) } {
+                let len = pieces.iter().map(|(_, len)| len).sum();
+                // SAFETY: as above; nobody has seen them.
+                let _ = unsafe { munmap(base, len) };
+                return Err(error.into());
+            }
+            at = at.wrapping_add(len);
+        }
+        Ok(base.cast())
+    }
+
+    /// Ends it.
+    ///
+    /// # Safety
+    /// `at` and `len` are of one [`Ram::map_again`], which nobody uses any more.
+    pub(crate) unsafe fn unmap_again(&self, at: *mut u8, len: usize) {
+        // SAFETY: the caller's promise.
+        let _ = unsafe { munmap(at.cast(), len) };
     }
 
     /// Puts code at the start.

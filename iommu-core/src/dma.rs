@@ -6,6 +6,7 @@ mod iova;
 mod sg;
 
 use ::alloc::boxed::Box;
+use ::alloc::collections::BTreeMap;
 use ::alloc::sync::Arc;
 use core::ptr::NonNull;
 
@@ -13,6 +14,7 @@ use dma_api::{
     Attrs, CoherentMemory, DeviceParms, Direction, DmaError, DmaMapOps, IovaOps, PageMemory, Quarantined,
     SgEntry,
 };
+use platform::sync::Mutex;
 use platform::{DmaAddr, IotlbGather, MapError, PhysAddr, Platform, Prot, Window, trace};
 use swiotlb::Swiotlb;
 
@@ -33,6 +35,8 @@ pub(crate) struct IommuDma {
     platform: Arc<dyn Platform>,
     window: Window,
     bounce: Option<Arc<Swiotlb>>,
+    /// Coherent memory whose frames lie anywhere.
+    remapped: Mutex<BTreeMap<DmaAddr, PageMemory>>,
     status: Arc<Status>,
     // Gives the device back when the last user of these ops is gone.
     ownership: Ownership,
@@ -77,7 +81,8 @@ impl IommuDma {
         let platform = Arc::clone(domain.platform());
         let window = platform.window();
         let granule = cookie.iovas.granule();
-        Self { domain, cookie, granule, platform, window, bounce, status, ownership }
+        let remapped = Mutex::default();
+        Self { domain, cookie, granule, platform, window, bounce, remapped, status, ownership }
     }
 
     #[inline]
@@ -290,11 +295,17 @@ unsafe impl DmaMapOps for IommuDma {
     fn alloc(&self, parms: &DeviceParms, size: usize, attrs: Attrs) -> Result<CoherentMemory, DmaError> {
         trace::event("iommu_dma_alloc", 0, size as u64);
         self.check_alive()?;
-        // Without a way to show scattered frames to the CPU in one piece, coherent memory is contiguous.
         let prot = dma_info_to_prot(Direction::Bidirectional, parms.is_coherent(), attrs);
-        let memory = self.alloc_frames(parms, size, prot, attrs | Attrs::FORCE_CONTIGUOUS)?;
-        let cpu = memory.pieces.first().ok_or(DmaError::OutOfMemory)?.cpu;
-        Ok(CoherentMemory { cpu, dma: memory.dma, size })
+        match self.alloc_frames(parms, size, prot, attrs | Attrs::FORCE_CONTIGUOUS) {
+            Ok(memory) => {
+                let cpu = memory.pieces.first().ok_or(DmaError::OutOfMemory)?.cpu;
+                Ok(CoherentMemory { cpu, dma: memory.dma, size })
+            }
+            Err(DmaError::OutOfMemory) if !attrs.contains(Attrs::FORCE_CONTIGUOUS) => {
+                self.alloc_remapped(parms, size, prot, attrs)
+            }
+            Err(error) => Err(error),
+        }
     }
 
     unsafe fn free(
@@ -304,8 +315,13 @@ unsafe impl DmaMapOps for IommuDma {
         _attrs: Attrs,
     ) -> Result<(), Quarantined> {
         trace::event("iommu_dma_free", memory.dma.get(), memory.size as u64);
-        // SAFETY: the caller's promise: memory of `alloc`, in one piece.
-        unsafe { self.free_frames(memory.into()) }
+        // SAFETY: the caller's promise: memory of `alloc`, in one piece or remapped.
+        unsafe {
+            match self.take_remapped(&memory) {
+                Some(pages) => self.free_frames(pages),
+                None => self.free_frames(memory.into()),
+            }
+        }
     }
 
     fn alloc_pages(

@@ -1,6 +1,7 @@
 //! Page frames: memory that devices and their IOMMU see, and the way from a physical address to the CPU's.
 
 use core::fmt;
+use core::ptr::NonNull;
 
 use crate::PhysAddr;
 #[cfg(not(loom))]
@@ -81,6 +82,25 @@ pub unsafe trait Frames: Send + Sync + fmt::Debug {
     ///
     /// Asked only about what [`Window::translate`] does not know.
     fn translate(&self, at: *const u8, len: usize) -> Option<Extent>;
+
+    /// Shows frames that lie anywhere to the CPU in one piece, in this order (Linux: `vmap`), each given by its address and
+    /// length in whole frames. [`Frames::translate`] knows what is seen so. `None` where the platform has no such way, or no
+    /// room for it; then memory for a device must be contiguous.
+    ///
+    /// # Safety
+    /// The frames are the caller's, and stay so until [`Frames::vunmap`].
+    unsafe fn vmap(&self, pieces: &[(PhysAddr, usize)]) -> Option<NonNull<u8>> {
+        let _ = pieces;
+        None
+    }
+
+    /// Ends what [`Frames::vmap`] has made of `size` bytes.
+    ///
+    /// # Safety
+    /// `at` is what it returned for pieces of that length together; ended once, and the CPU uses it no more.
+    unsafe fn vunmap(&self, at: NonNull<u8>, size: usize) {
+        let _ = (at, size);
+    }
 
     /// The last physical address of RAM, or all ones when nobody knows (Linux: `max_pfn`): what a device must reach at most.
     fn last(&self) -> PhysAddr {

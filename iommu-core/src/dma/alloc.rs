@@ -4,7 +4,7 @@
 use alloc::vec::Vec;
 use core::ptr::NonNull;
 
-use dma_api::{Attrs, DeviceParms, DmaError, PageMemory, PagePiece, Quarantined};
+use dma_api::{Attrs, CoherentMemory, DeviceParms, DmaError, PageMemory, PagePiece, Quarantined};
 use platform::{DmaAddr, FrameRequest, PhysAddr, Prot, trace};
 
 use super::IommuDma;
@@ -48,6 +48,45 @@ impl IommuDma {
                 Err(error)
             }
         }
+    }
+
+    /// Takes frames one by one and shows them to the CPU in one piece, where the platform can (Linux: `iommu_dma_alloc_remap`).
+    ///
+    /// # Errors
+    /// As [`IommuDma::alloc_frames`]; [`DmaError::NotUndone`] when the platform could not and the IOMMU did not answer.
+    #[doc(alias = "iommu_dma_alloc_remap")]
+    #[cold]
+    pub(super) fn alloc_remapped(
+        &self,
+        parms: &DeviceParms,
+        size: usize,
+        prot: Prot,
+        attrs: Attrs,
+    ) -> Result<CoherentMemory, DmaError> {
+        let memory = self.alloc_frames(parms, size, prot, attrs | Attrs::ALLOC_SINGLE_PAGES)?;
+        let dma = memory.dma;
+        let pieces = memory.pieces.iter();
+        let pieces: Vec<_> = pieces.map(|piece| (self.window.phys(piece.cpu.as_ptr()), piece.len)).collect();
+        // SAFETY: the frames are this allocation's until it is freed, which ends the mapping first.
+        let Some(cpu) = (unsafe { self.platform.vmap(&pieces) }) else {
+            // SAFETY: taken just now, and nobody has been told.
+            unsafe { self.free_frames(memory) }.map_err(DmaError::NotUndone)?;
+            return Err(DmaError::OutOfMemory);
+        };
+        self.remapped.lock().insert(dma, memory);
+        Ok(CoherentMemory { cpu, dma, size })
+    }
+
+    /// The frames of remapped memory, which the CPU sees in one piece no more; `None` for memory that was not remapped.
+    ///
+    /// # Safety
+    /// The memory is of this allocator, and the CPU does not use it any more.
+    pub(super) unsafe fn take_remapped(&self, memory: &CoherentMemory) -> Option<PageMemory> {
+        let pages = self.remapped.lock().remove(&memory.dma)?;
+        let len = pages.pieces.iter().map(|piece| piece.len).sum();
+        // SAFETY: the caller's promise; it was made of these pieces.
+        unsafe { self.platform.vunmap(memory.cpu, len) };
+        Some(pages)
     }
 
     /// Unmaps and frees them.
