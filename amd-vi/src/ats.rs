@@ -107,12 +107,14 @@ impl Shared {
     pub(crate) fn stop_ats(&self, dev: PciAddress, state: &mut DeviceState) -> Result<(), CommandError> {
         let (Some(ats), true) = (state.ats, state.ats_on) else { return Ok(()) };
         self.switch_page_requests(dev, state, false);
-        // A device that is off answers no invalidation: whoever is about to send one must have sent it, or see that it is.
-        state.listeners().for_each(|listeners| listeners.mute(dev));
+        // A device that is off answers no invalidation, and until it is it uses what it keeps: whoever is about to send one must
+        // have sent it, or wait until it is off.
+        state.listeners().for_each(|listeners| listeners.mute(dev, Keeps::Soon));
         let arrived = state.units(self).try_for_each(|unit| unit.run(&[]));
         if let Some(config) = self.device_config() {
             ats.disable(config, dev);
         }
+        state.listeners().for_each(|listeners| listeners.mute(dev, Keeps::Nothing));
         state.ats_on = false;
         arrived
     }

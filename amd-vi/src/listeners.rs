@@ -20,7 +20,7 @@ use crate::unit::Unit;
 pub(crate) enum Keeps {
     /// Nothing, or nothing any more: it would not answer.
     Nothing,
-    /// It is being switched on under the lock of the devices: whoever has something to tell waits for that.
+    /// It is being switched on or off under the lock of the devices: whoever has something to tell waits for that.
     Soon,
     /// Translations; it can hold so many invalidations.
     Translations(u8),
@@ -99,13 +99,11 @@ impl Listeners {
         fence(Ordering::SeqCst);
     }
 
-    /// The device is told nothing any more; commands to it may still be under way. It stays listed, so that whoever has sent
-    /// them sees whether it has answered.
-    pub(crate) fn mute(&self, dev: PciAddress) {
+    /// The device is being switched off ([`Keeps::Soon`]), or is off; commands to it may still be under way. It stays listed, so that
+    /// whoever has sent them sees whether it has answered.
+    pub(crate) fn mute(&self, dev: PciAddress, keeps: Keeps) {
         let mut list = self.list.lock();
-        list.iter_mut()
-            .filter(|listener| listener.dev == dev)
-            .for_each(|listener| listener.keeps = Keeps::Nothing);
+        list.iter_mut().filter(|listener| listener.dev == dev).for_each(|listener| listener.keeps = keeps);
     }
 
     /// The device can use nothing any more that it has kept, and keeps nothing from now on.
