@@ -2,7 +2,9 @@
 
 mod common;
 
-use std::sync::{Arc, Mutex};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, mpsc};
+use std::time::Duration;
 
 use amd_vi::command::Command;
 use amd_vi::invalidate::Cover;
@@ -29,6 +31,23 @@ struct Watch {
     unit: Arc<FakeUnit>,
     /// Whether ATS was switched on, and the entry in memory.
     switched: Mutex<Vec<(bool, [u64; 4])>>,
+    /// Whose domain is flushed by another CPU while ATS goes off next.
+    flushed_meanwhile: Mutex<Option<Arc<dyn DomainOps>>>,
+    /// Whether that flush was over before ATS was off.
+    too_early: AtomicBool,
+}
+
+impl Watch {
+    fn flush_meanwhile(&self) {
+        let Some(domain) = self.flushed_meanwhile.lock().unwrap().take() else { return };
+        let (done, over) = mpsc::channel();
+        std::thread::spawn(move || {
+            domain.flush_iotlb_all().unwrap();
+            let _ = done.send(());
+        });
+        let early = over.recv_timeout(Duration::from_millis(200)).is_ok();
+        self.too_early.store(early, Ordering::Relaxed);
+    }
 }
 
 impl ConfigSpace for Watch {
@@ -40,6 +59,9 @@ impl ConfigSpace for Watch {
         if offset == CONTROL {
             let entry = self.unit.entry(function.id.get());
             self.switched.lock().unwrap().push((value & ENABLE != 0, entry));
+            if value & ENABLE == 0 {
+                self.flush_meanwhile();
+            }
         }
         self.config.write32(function, offset, value);
     }
@@ -84,7 +106,13 @@ fn bring_up_ats(depth: u32) -> (Arc<FakeUnit>, Arc<Watch>, Arc<AmdVi>) {
         // A smallest unit that somebody before has set.
         fakes.config.write32(dev, CONTROL, depth | 3 << 16);
     }
-    let watch = Watch { config: fakes.config.clone(), unit: unit.clone(), switched: Mutex::default() };
+    let watch = Watch {
+        config: fakes.config.clone(),
+        unit: unit.clone(),
+        switched: Mutex::default(),
+        flushed_meanwhile: Mutex::default(),
+        too_early: AtomicBool::new(false),
+    };
     let board = Board { fakes, watch: Arc::new(watch) };
     // An extended select: 00:03.0 with bit 31, ATS disabled.
     let entries = [ENTRIES, &[0x46, 0x18, 0x00, 0x00, 0, 0, 0, 0x80]].concat();
@@ -146,6 +174,19 @@ fn the_device_is_switched_on_behind_its_entry_and_off_before_it() {
     // SAFETY: no device does DMA.
     unsafe { driver.shutdown(&watch.config) }.unwrap();
     assert_eq!(watch.config.word(DEV, CONTROL), 5);
+}
+
+/// Until it is off it uses what it keeps, and it is told nothing any more.
+#[test]
+fn an_unmap_is_not_over_while_the_device_is_being_switched_off() {
+    let (_unit, watch, driver) = bring_up_ats(5);
+    driver.probe_device(DEV).unwrap();
+    let domain = driver.domain_alloc_paging(DEV).unwrap();
+    attach(&*domain, DEV, None).unwrap();
+    *watch.flushed_meanwhile.lock().unwrap() = Some(domain.clone());
+    attach(&*driver.blocked_domain().unwrap(), DEV, Some(&*domain)).unwrap();
+    assert!(watch.flushed_meanwhile.lock().unwrap().is_none(), "it was switched off");
+    assert!(!watch.too_early.load(Ordering::Relaxed));
 }
 
 #[test]
