@@ -12,6 +12,9 @@ use platform::time::poll_until;
 use platform::{Clock, DmaAddr, Mmio, TimedOut};
 
 const IDENTIFICATION: usize = 0x00;
+const INTERRUPT_STATUS: usize = 0x24;
+const RAISE: usize = 0x60;
+const ACKNOWLEDGE: usize = 0x64;
 const SOURCE: usize = 0x80;
 const DESTINATION: usize = 0x88;
 const COUNT: usize = 0x90;
@@ -64,6 +67,23 @@ impl Edu {
         }
         function.set_bus_master(true);
         Ok(Self { function, registers })
+    }
+
+    /// The function that it is.
+    pub fn function(&self) -> &Arc<dyn Function> {
+        &self.function
+    }
+
+    /// Has it interrupt, for the given reason, which is not 0.
+    pub fn raise(&self, reason: u32) {
+        self.registers.write32(RAISE, reason);
+    }
+
+    /// Takes its interrupt back and says for which reasons it was.
+    pub fn acknowledge(&self) -> u32 {
+        let reasons = self.registers.read32(INTERRUPT_STATUS);
+        self.registers.write32(ACKNOWLEDGE, reasons);
+        reasons
     }
 
     /// Has it copy `len` bytes of memory at `from` to `offset` of its buffer.

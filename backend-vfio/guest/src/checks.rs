@@ -14,7 +14,7 @@ use iommu_core::{Domain, DomainType, Owner, PagingFlags};
 use platform::pci::{Function, PciAddress};
 use platform::{DmaAddr, FrameRequest, Frames, MapError, PhysAddr, Prot};
 
-use crate::edu::{BUFFER_LEN, Edu, EduBench};
+use crate::edu::{BUFFER_LEN, Edu, bench};
 use crate::system::{EDU, NVME, OTHER_EDU};
 use crate::{Failure, alone, ensure, job, limits, nvme, registered};
 
@@ -89,7 +89,7 @@ fn waivers() -> &'static [Waiver] {
 fn conformance() -> Result<conformance::Report, Failure> {
     let vfio = open(&[EDU])?;
     let (function, device) = vfio.bind(EDU)?;
-    let bench = EduBench::new(Edu::new(function, vfio.platform().clone())?, device, waivers())?;
+    let bench = bench(function, device, waivers())?;
     let report = conformance::run(&bench);
     drop(bench);
     ensure(vfio.iommu().statistics().quarantined == 0, "addresses were quarantined")?;

@@ -6,7 +6,7 @@ use backend_vfio::{Config, Registered, Vfio};
 use conformance::modes::REGISTERED;
 use dma_api::{Bidirectional, BufferFor, Device, DmaBuffer, DmaMapOps, Streaming};
 
-use crate::edu::{Edu, EduBench};
+use crate::edu;
 use crate::system::EDU;
 use crate::{Failure, ensure};
 
@@ -20,7 +20,7 @@ pub(crate) fn conformance() -> Result<conformance::Report, Failure> {
     let vfio = open()?;
     // SAFETY: what the list has edu do beyond what it was given, it does to buffers that nobody relies on meanwhile.
     let (function, device) = unsafe { vfio.trust_registered(EDU) }?;
-    let bench = EduBench::new(Edu::new(function, vfio.platform().clone())?, device, REGISTERED.waivers)?;
+    let bench = edu::bench(function, device, REGISTERED.waivers)?;
     let report = conformance::run(&bench);
     drop(bench);
     ensure(vfio.iommu().statistics().quarantined == 0, "addresses were quarantined")?;
