@@ -373,22 +373,21 @@ unsafe impl IommuOps for AmdVi {
     ) -> Result<Arc<dyn DomainOps>, DomainError> {
         let unit = self.shared.unit_of(dev).ok_or(DomainError::Unsupported)?;
         let host = unit.host_levels().map(|most| self.shared.config.levels.clamp(3, most));
-        let (pasids, dirty) = (flags == PagingFlags::PASID, flags == PagingFlags::DIRTY_TRACKING);
-        // Only host tables say what was written, and only guest tables are for PASIDs.
-        let format = match (host, unit.guest_levels(), self.shared.config.page_table) {
-            _ if dirty && !unit.features().tracks_dirty() || !(dirty || pasids || flags.is_empty()) => None,
-            (Some(levels), _, _) if dirty => Some((PageTableFormat::V1, levels)),
-            (_, Some(levels), _) if pasids => Some((PageTableFormat::V2, levels)),
-            _ if dirty || pasids => None,
-            (None, Some(levels), _) | (_, Some(levels), PageTableFormat::V2) => {
-                Some((PageTableFormat::V2, levels))
-            }
-            (host, ..) => host.map(|levels| (PageTableFormat::V1, levels)),
+        let guest = unit.guest_levels();
+        let v1 = |dirty| -> Result<Arc<dyn DomainOps>, DomainError> {
+            Ok(PagingDomain::new(&self.shared, host.ok_or(DomainError::Unsupported)?, dirty)?)
         };
-        match format {
-            Some((PageTableFormat::V1, levels)) => Ok(PagingDomain::new(&self.shared, levels, dirty)?),
-            Some((PageTableFormat::V2, levels)) => Ok(GuestDomain::new(&self.shared, levels)?),
-            None => Err(DomainError::Unsupported),
+        let v2 = || -> Result<Arc<dyn DomainOps>, DomainError> {
+            Ok(GuestDomain::new(&self.shared, guest.ok_or(DomainError::Unsupported)?)?)
+        };
+        // Only guest tables are for PASIDs, and only host tables say what was written.
+        match flags {
+            PagingFlags::PASID => v2(),
+            PagingFlags::DIRTY_TRACKING if unit.features().tracks_dirty() => v1(true),
+            flags if !flags.is_empty() => Err(DomainError::Unsupported),
+            _ if host.is_none() => v2(),
+            _ if guest.is_some() && self.shared.config.page_table == PageTableFormat::V2 => v2(),
+            _ => v1(false),
         }
     }
 
